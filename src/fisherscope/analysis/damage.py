@@ -1,0 +1,301 @@
+"""What a displacement of the weights does to a task: predicted in full, and measured."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from fisherscope.data import batches
+from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType
+from fisherscope.engine.displace import displaced
+from fisherscope.engine.losses import example_losses
+from fisherscope.engine.scores import Score
+from fisherscope.engine.selection import select
+from fisherscope.engine.sweep import Labelling, Sweep
+from fisherscope.errors import NonFiniteError, ParameterError
+from fisherscope.preparation import Prepared, prepare
+from fisherscope.results import Result
+from fisherscope.structures import Fisher
+
+Delta = Mapping[str, Tensor]
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Damage(Result):
+    """Loss increase of a task under displacements, in nats per token.
+
+    Attributes:
+        table: One row per displacement: ``first`` (``gᵀδ``), ``second`` (``½ δᵀFδ``, full
+            form), ``predicted`` (their sum) and ``measured`` with 95% bootstrap intervals
+            over examples, ``error`` (measured − predicted, paired interval), and for each
+            stored Fisher ``NAME`` its prediction ``first + ½ δᵀF_NAME δ``.
+        tensors: One row per displacement and tensor: its share of ``first`` and of
+            ``second``, the latter with its cross terms with all other tensors.
+        examples: One row per displacement and example: tokens, first and second order,
+            measured change, in nats per example.
+        fisher_type: Labels of the second-order term.
+        n_examples: Number of examples.
+        n_tokens: Number of supervised tokens.
+    """
+
+    table: pd.DataFrame
+    tensors: pd.DataFrame
+    examples: pd.DataFrame
+    fisher_type: str
+    n_examples: int
+    n_tokens: int
+
+    def to_frame(self) -> pd.DataFrame:
+        """The predictions beside the measurements.
+
+        Returns:
+            ``table``.
+        """
+        return self.table.copy()
+
+
+def damage(
+    model: nn.Module,
+    data: Any,
+    delta: Delta | Mapping[str, Delta],
+    *,
+    fishers: Mapping[str, Fisher] | None = None,
+    fisher_type: FisherType = "mc",
+    likelihood: str = DEFAULTS.likelihood,
+    draws: int = DEFAULTS.draws,
+    seed: int = DEFAULTS.seed,
+    batch_size: int | None = DEFAULTS.batch_size,
+    max_examples: int | None = DEFAULTS.max_examples,
+    measure: bool = True,
+    progress: bool = False,
+) -> Damage:
+    r"""Predicted and measured loss increase of a task when the weights move by ``delta``.
+
+    The full form needs no stored Fisher: with the loss gradient :math:`g_n` of example n,
+
+    .. math:: \Delta L \approx \frac1T \sum_n g_n^\top\delta
+              + \frac1{2T} \sum_n \langle s_n, \delta\rangle^2
+
+    with :math:`T` tokens, and :math:`s_n` the score of the example's labels (drawn from the
+    model for ``"mc"``, where the second term is an unbiased estimate of ``½ δᵀFδ`` with the
+    true Fisher; the data's for ``"empirical"``). One pass serves any number of
+    displacements. The measurement moves the weights, evaluates, and moves them back.
+
+    Args:
+        model: The model at the start of the displacement; it comes back bitwise.
+        data: The task, as in :func:`fisherscope.estimate`.
+        delta: Parameter name to displacement, or a label to such a mapping for several;
+            a parameter that is not named does not move.
+        fishers: Label to stored Fisher; what each predicts is shown beside. Default: none.
+        fisher_type: Labels of the second-order term. Default: ``"mc"``.
+        likelihood: As in :func:`fisherscope.estimate`. Default: ``"auto"``.
+        draws: Label draws per example for ``"mc"``. Default: 1.
+        seed: Keys the draws and the bootstrap. Default: 0.
+        batch_size: Examples per pass. Default: ``None``, packs to 4096 tokens.
+        max_examples: Use the first so many. Default: ``None``, all.
+        measure: Take the step and measure. Default: ``True``.
+        progress: Show a progress bar. Default: ``False``.
+
+    Returns:
+        Predictions and measurements. An unknown parameter or a wrong shape in a displacement
+        raises ``ParameterError``, a displacement or score that is not finite
+        ``NonFiniteError``.
+    """
+    deltas = _labelled(delta)
+    known = select(model)
+    moves = {label: _checked(label, move, model, known) for label, move in deltas.items()}
+    names = [n for n in known if any(n in move for move in moves.values())]
+    config = FisherConfig(
+        fisher_type=fisher_type,
+        likelihood=likelihood,
+        draws=draws,
+        seed=seed,
+        batch_size=batch_size,
+        max_examples=max_examples,
+        parameters=[glob.escape(name) for name in names],
+    )
+    prepared = prepare(model, data, config)
+    groups = batches(prepared.examples, batch_size)
+    ids = [e.id for group in groups for e in group]
+    tokens = np.array([prepared.likelihood.tokens(e) for g in groups for e in g], dtype=float)
+    gradient = inner_products(prepared, Labelling(), moves, progress)[0]
+    scores = gradient[None]
+    if fisher_type == "mc":
+        scores = inner_products(prepared, Labelling(draws=draws, seed=seed), moves, progress)
+    changes = {label: np.full(len(ids), np.nan) for label in moves}
+    if measure:
+        changes = _measure(prepared, groups, ids, moves, progress)
+    return _assemble(
+        prepared, list(moves), names, ids, tokens, gradient, scores, changes, moves, fishers or {}
+    )
+
+
+def inner_products(
+    prepared: Prepared, labelling: Labelling, moves: Mapping[str, Delta], progress: bool
+) -> np.ndarray:
+    """Per-example inner products of scores and displacements, tensor by tensor.
+
+    Args:
+        prepared: A checked request; the order of its batches is that of the result.
+        labelling: Which labels are scored.
+        moves: Label to displacement.
+        progress: Show a progress bar.
+
+    Returns:
+        float64 [sets of labels, examples, tensors, displacements].
+
+    Raises:
+        NonFiniteError: If an inner product is not finite.
+    """
+    names = list(prepared.parameters)
+    column = {name: i for i, name in enumerate(names)}
+    device = next(prepared.model.parameters()).device
+    placed = [{n: t.to(device) for n, t in move.items()} for move in moves.values()]
+    sets = max(1, labelling.draws)
+    parts: list[np.ndarray] = []
+    groups = batches(prepared.examples, prepared.config.batch_size)
+    bar = tqdm(groups, desc="inner products", unit="batch", disable=not progress)
+    with bar, Sweep(prepared.model, prepared.likelihood, prepared.coverage) as sweep:
+        for group in bar:
+            found = torch.zeros(
+                (sets, len(group), len(names), len(placed)), dtype=torch.float64, device=device
+            )
+
+            def sink(name: str, score: Score, rows: slice, draw: int, into: Tensor = found) -> None:
+                for d, move in enumerate(placed):
+                    if name in move:
+                        into[draw, rows, column[name], d] += score.inner(move[name])
+
+            sweep.run(group, labelling, sink)
+            values = found.cpu().numpy()
+            bad = ~np.isfinite(values).all((0, 2, 3))
+            if bad.any():
+                raise NonFiniteError(
+                    f"the score of example {group[int(np.argmax(bad))].id!r} along a displacement "
+                    "is not finite; look at this example and at the displacement"
+                )
+            parts.append(values)
+    return np.concatenate(parts, axis=1)
+
+
+def _labelled(delta: Delta | Mapping[str, Delta]) -> dict[str, Delta]:
+    if not delta:
+        raise ParameterError("delta is empty: name at least one parameter that moves")
+    if all(isinstance(value, torch.Tensor) for value in delta.values()):
+        return {"delta": cast(Delta, delta)}
+    return {label: cast(Delta, move) for label, move in delta.items()}
+
+
+def _checked(
+    label: str, move: Delta, model: nn.Module, known: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    canonical = {id(p): name for name, p in known.items()}
+    aliases = dict(model.named_parameters(remove_duplicate=False))
+    found: dict[str, Tensor] = {}
+    for name, value in move.items():
+        if name not in aliases or id(aliases[name]) not in canonical:
+            raise ParameterError(f"displacement {label!r} names {name!r}, which the model lacks")
+        own = canonical[id(aliases[name])]
+        if tuple(value.shape) != tuple(known[own].shape):
+            raise ParameterError(
+                f"displacement {label!r}, {name!r}: shape {tuple(value.shape)}, but the parameter "
+                f"has {tuple(known[own].shape)}"
+            )
+        if not bool(torch.isfinite(value).all()):
+            raise NonFiniteError(f"displacement {label!r}, {name!r} holds NaN or infinite values")
+        if own in found and not torch.equal(found[own], value):
+            raise ParameterError(
+                f"displacement {label!r} moves the tied parameter {own!r} in two ways"
+            )
+        found[own] = value.detach()
+    return found
+
+
+def _measure(
+    prepared: Prepared,
+    groups: Sequence[Sequence[Any]],
+    ids: list[str],
+    moves: Mapping[str, Delta],
+    progress: bool,
+) -> dict[str, np.ndarray]:
+    likelihood, model, coverage = prepared.likelihood, prepared.model, prepared.coverage
+    before = example_losses(model, likelihood, coverage, groups)
+    changes = {}
+    for label, move in tqdm(moves.items(), desc="measuring", unit="step", disable=not progress):
+        with displaced(prepared.parameters, move):
+            after = example_losses(model, likelihood, coverage, groups)
+        changes[label] = np.array([after[i] - before[i] for i in ids])
+    return changes
+
+
+def _assemble(
+    prepared: Prepared,
+    labels: list[str],
+    names: list[str],
+    ids: list[str],
+    tokens: np.ndarray,
+    gradient: np.ndarray,
+    scores: np.ndarray,
+    changes: Mapping[str, np.ndarray],
+    moves: Mapping[str, Delta],
+    fishers: Mapping[str, Fisher],
+) -> Damage:
+    total = tokens.sum()
+    rng = np.random.default_rng(prepared.config.seed)
+    weights = rng.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=RESAMPLES)
+    table, tensors, examples = [], [], []
+    for d, label in enumerate(labels):
+        first = gradient[:, :, d].sum(1)
+        along = scores[:, :, :, d].sum(2)  # [sets, examples]
+        second = 0.5 * (along**2).mean(0)
+        measured = changes[label]
+        row: dict[str, Any] = {"displacement": label}
+        row["first"], row["second"] = first.sum() / total, second.sum() / total
+        for key, values in (
+            ("predicted", first + second),
+            ("measured", measured),
+            ("error", measured - first - second),
+        ):
+            row[key] = values.sum() / total
+            ratios = (weights @ values) / (weights @ tokens)
+            row[f"{key}_low"], row[f"{key}_high"] = np.quantile(ratios, [0.025, 0.975])
+        for name, fisher in fishers.items():
+            held = {n: t for n, t in moves[label].items() if n in fisher.identity.parameters}
+            per_token = fisher.quadratic(held) * fisher.n_units / fisher.n_tokens
+            row[name] = row["first"] + 0.5 * per_token
+        row |= {"unit": "nats per token", "n_examples": len(ids), "n_tokens": int(total)}
+        table.append(row)
+        cross = 0.5 * (scores[:, :, :, d] * along[:, :, None]).mean(0).sum(0) / total
+        for j, name in enumerate(names):
+            tensors.append({
+                "displacement": label,
+                "tensor": name,
+                "first": gradient[:, j, d].sum() / total,
+                "second": cross[j],
+            })
+        for n, example in enumerate(ids):
+            examples.append({
+                "displacement": label,
+                "example": example,
+                "tokens": int(tokens[n]),
+                "first": first[n],
+                "second": second[n],
+                "measured": measured[n],
+            })
+    return Damage(
+        table=pd.DataFrame(table),
+        tensors=pd.DataFrame(tensors),
+        examples=pd.DataFrame(examples),
+        fisher_type=prepared.config.fisher_type,
+        n_examples=len(ids),
+        n_tokens=int(total),
+    )

@@ -1,0 +1,327 @@
+"""How alike two tasks' Fishers are, between a ceiling and a floor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from fisherscope.analysis.access import doubled_ranks, extents, flat, top
+from fisherscope.errors import IdentityError, ParameterError
+from fisherscope.results import Result
+from fisherscope.structures import Fisher
+from fisherscope.structures.diagonal import COMPARABLE
+
+Metric = Literal["cosine", "pearson", "spearman", "jaccard", "bhattacharyya"]
+Outcome = Literal["ok", "no_halves", "zero_fisher"]
+
+# Elements widened to float64 at a time: few enough to stay in the processor's cache.
+_CHUNK = 1 << 16
+_LEVEL = 0.95
+_FEWEST = 19
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity(Result):
+    """Similarity of two Fishers in five metrics, each with a ceiling and a floor.
+
+    Attributes:
+        k: Number of coordinates in each top set of the Jaccard index.
+        n: Number of coordinates compared: parameters, or groups of grouped Fishers.
+        n_a: Number of examples behind the first Fisher.
+        n_b: Number of examples behind the second.
+        permutations: Number of permutations behind the floor.
+        outcome: ``"ok"``; ``"no_halves"`` (no ceiling and no cross-half values: estimate
+            both with ``halves=True``); ``"zero_fisher"`` (one of them is zero everywhere,
+            and nothing can be said).
+        frame: One row per metric, see :meth:`to_frame`.
+    """
+
+    k: int
+    n: int
+    n_a: int
+    n_b: int
+    permutations: int
+    outcome: Outcome
+    frame: pd.DataFrame
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per metric.
+
+        Returns:
+            ``metric``; ``value``, on all examples of both tasks; ``halves``, ``low`` and
+            ``high``: mean, smallest and largest over the four pairs of a half of one task
+            and a half of the other (not a confidence interval of ``value``, which has twice
+            the data); ``ceiling``: between two disjoint halves of the *same* task, mean of
+            the two tasks, what identical tasks would reach with that much data, so compare
+            it with ``halves``; ``floor`` and ``floor_high``: mean and 95% limit if the two
+            tasks had nothing in common but which tensors are large; ``n_a``, ``n_b``.
+            NaN where there are no halves.
+        """
+        return self.frame.copy()
+
+    def value(self, metric: Metric) -> float:
+        """The similarity on all examples.
+
+        Args:
+            metric: Name of a metric.
+
+        Returns:
+            The value.
+
+        Raises:
+            ParameterError: If there is no such metric.
+        """
+        if metric not in get_args(Metric):
+            raise ParameterError(f"metric={metric!r} is unknown; use {list(get_args(Metric))}.")
+        values = dict(zip(self.frame["metric"], self.frame["value"], strict=True))
+        return float(values[metric])
+
+
+def similarity(
+    fisher_a: Fisher,
+    fisher_b: Fisher,
+    *,
+    k_fraction: float = 0.01,
+    seed: int = 0,
+    permutations: int = 20,
+    across_models: bool = False,
+) -> Similarity:
+    r"""How alike the Fisher diagonals of two tasks are.
+
+    ``cosine`` and ``pearson`` are carried by the few largest coordinates, ``spearman`` (ties
+    share their mean rank) counts all alike. ``jaccard`` is the size of the intersection over
+    that of the union of the ``k`` largest coordinates of each; of equal values the lower
+    index comes first, and coordinates that are exactly zero are in no top set.
+    ``bhattacharyya`` is the overlap of Kirkpatrick et al., :math:`1 - d^2` with
+    :math:`d^2 = \tfrac12 \| \hat F_a^{1/2} - \hat F_b^{1/2} \|^2` and both traces scaled to
+    one, that is :math:`\sum_i \sqrt{a_i b_i} / \sqrt{\sum_i a_i \sum_i b_i}`.
+
+    Neither one nor zero is what to compare a value with. *Ceiling*: two estimates of one
+    task from different examples are not equal either. It and the cross-half values need
+    Fishers with ``halves``. *Floor*: the tensors of a model differ in scale for every task,
+    so Fishers that share nothing else are still alike. It is the similarity after permuting
+    one Fisher uniformly at random within each tensor. ``floor_high`` is the smallest of the
+    permuted values that a further one exceeds with a probability of at most 5%; it needs at
+    least 19 permutations and is NaN otherwise. Both Fishers are shuffled once within each
+    tensor, and one of them is then turned by one more place for each permutation: each is
+    uniformly random, and any two are nearly independent.
+
+    Args:
+        fisher_a: A Fisher.
+        fisher_b: A Fisher of the same kind and parameters. Grouped ones are compared over
+            their groups' sums.
+        k_fraction: Size of the top sets as a fraction of all coordinates. Default: ``0.01``.
+        seed: Seed of the permutations. Default: ``0``.
+        permutations: Number of permutations; ``0`` leaves the floor out. Default: ``20``.
+        across_models: Allow Fishers of different weights (checkpoints, or tuned models of
+            the same architecture). Default: ``False``.
+
+    Returns:
+        The five metrics with ceiling and floor.
+
+    Raises:
+        ParameterError: If ``k_fraction`` or ``permutations`` is out of range.
+        IdentityError: If the two differ in parameters, unit, fisher_type, structure,
+            likelihood, groups, or (unless ``across_models``) the model.
+
+    Source:
+        Kirkpatrick et al.: Overcoming catastrophic forgetting in neural networks (2017),
+        supplementary section 4.3, for the overlap.
+    """
+    if not 0 < k_fraction <= 1:
+        raise ParameterError(f"k_fraction={k_fraction!r} must be above 0 and at most 1.")
+    if permutations < 0:
+        raise ParameterError(f"permutations={permutations!r} must be at least 0.")
+    ignored = (*COMPARABLE, *(("model_fingerprint", "dtype") if across_models else ()))
+    fisher_a.identity.check(fisher_b.identity, ignore=ignored)
+    for name in fisher_a.identity.parameters:
+        mine, theirs = tuple(fisher_a.sums[name].shape), tuple(fisher_b.sums[name].shape)
+        if mine != theirs:
+            raise IdentityError(
+                f"{name!r} is grouped as {mine} and {theirs}; estimate both with the same groups."
+            )
+
+    a, b = _Vector(flat(fisher_a), k_fraction), _Vector(flat(fisher_b), k_fraction)
+    value = _agreement(a, b)
+    floor = _floor(a, b, list(extents(fisher_a).values()), permutations, seed)
+    cross: list[dict[str, float]] = []
+    ceilings: list[dict[str, float]] = []
+    if fisher_a.halves is not None and fisher_b.halves is not None:
+        # One task's halves at a time would save memory, but each is ranked only once so.
+        of_a = [_Vector(flat(half), k_fraction) for half in fisher_a.halves]
+        of_b = [_Vector(flat(half), k_fraction) for half in fisher_b.halves]
+        cross = [_agreement(x, y) for x in of_a for y in of_b]
+        ceilings = [_agreement(*of_a), _agreement(*of_b)]
+
+    rows = []
+    for metric in get_args(Metric):
+        crossed = [c[metric] for c in cross] or [math.nan]
+        permuted = [f[metric] for f in floor]
+        rows.append({
+            "metric": metric,
+            "value": value[metric],
+            "halves": float(np.mean(crossed)),
+            "low": min(crossed),
+            "high": max(crossed),
+            "ceiling": float(np.mean([c[metric] for c in ceilings])) if ceilings else math.nan,
+            "floor": float(np.mean(permuted)) if permuted else math.nan,
+            "floor_high": _limit(permuted),
+            "n_a": fisher_a.n_examples,
+            "n_b": fisher_b.n_examples,
+        })
+    zero = not (a.total > 0 and b.total > 0)
+    return Similarity(
+        k=a.k,
+        n=len(a.values),
+        n_a=fisher_a.n_examples,
+        n_b=fisher_b.n_examples,
+        permutations=permutations,
+        outcome="zero_fisher" if zero else "ok" if cross else "no_halves",
+        frame=pd.DataFrame(rows),
+    )
+
+
+class _Vector:
+    """One Fisher's numbers with what the metrics need of them alone."""
+
+    def __init__(self, values: np.ndarray, k_fraction: float) -> None:
+        self.values = values
+        self.k = max(1, round(k_fraction * len(values)))
+        self.top = top(values, self.k) & (values > 0)
+        self.total = float(values.sum(dtype=np.float64))
+        self.mean = self.total / len(values)
+        self.norm = math.sqrt(sum(float(x @ x) for x in _wide(values)))
+        self.spread = math.sqrt(sum(float(x @ x) for x in _wide(values, self.mean)))
+
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        return doubled_ranks(self.values)
+
+    @property
+    def mean_rank(self) -> float:
+        return len(self.values) + 1.0
+
+    @cached_property
+    def rank_spread(self) -> float:
+        return math.sqrt(sum(float(x @ x) for x in _wide(self.ranks, self.mean_rank)))
+
+
+def _wide(values: np.ndarray, centre: float = 0.0) -> Iterator[np.ndarray]:
+    # The vector in float64 pieces, a number subtracted.
+    for start in range(0, len(values), _CHUNK):
+        piece = values[start : start + _CHUNK].astype(np.float64)
+        yield piece - centre if centre else piece
+
+
+def _agreement(a: _Vector, b: _Vector) -> dict[str, float]:
+    # The five metrics of two vectors.
+    dot = centred = ranked = roots = 0.0
+    for x, y in zip(_wide(a.values), _wide(b.values), strict=True):
+        dot += float(x @ y)
+        centred += float((x - a.mean) @ (y - b.mean))
+        roots += float(np.sqrt(x) @ np.sqrt(y))
+    for x, y in zip(_wide(a.ranks, a.mean_rank), _wide(b.ranks, b.mean_rank), strict=True):
+        ranked += float(x @ y)
+    both = int((a.top & b.top).sum())
+    return {
+        "cosine": _over(dot, a.norm * b.norm),
+        "pearson": _over(centred, a.spread * b.spread),
+        "spearman": _over(ranked, a.rank_spread * b.rank_spread),
+        "jaccard": _over(both, int(a.top.sum()) + int(b.top.sum()) - both),
+        "bhattacharyya": _over(roots, math.sqrt(a.total * b.total)),
+    }
+
+
+def _floor(
+    a: _Vector, b: _Vector, places: list[slice], permutations: int, seed: int
+) -> list[dict[str, float]]:
+    # The five metrics after each permutation within tensors.
+    if not permutations:
+        return []
+    rng = np.random.default_rng(seed)
+    # Products of values, of centred ranks, of square roots: all that a permutation changes.
+    products = np.zeros((3, permutations))
+    both = np.zeros(permutations)
+    for place in places:
+        n = place.stop - place.start
+        products += _permuted(a, b, place, permutations, rng)
+        # The size of the intersection of two random subsets needs no shuffling.
+        inside_a, inside_b = int(a.top[place].sum()), int(b.top[place].sum())
+        both += rng.hypergeometric(inside_a, n - inside_a, inside_b, size=permutations)
+
+    union = int(a.top.sum()) + int(b.top.sum()) - both
+    shared = len(a.values) * a.mean * b.mean
+    return [
+        {
+            "cosine": _over(dot, a.norm * b.norm),
+            "pearson": _over(dot - shared, a.spread * b.spread),
+            "spearman": _over(ranked, a.rank_spread * b.rank_spread),
+            "jaccard": _over(both[turn], union[turn]),
+            "bhattacharyya": _over(roots, math.sqrt(a.total * b.total)),
+        }
+        for turn, (dot, ranked, roots) in enumerate(products.T.tolist())
+    ]
+
+
+def _permutation(n: int, rng: np.random.Generator) -> np.ndarray:
+    # Sorting random numbers that carry an index in their low bits is several times faster
+    # than drawing a permutation, and with 64 bits as good.
+    bits = np.uint64(max(n, 1).bit_length())
+    keys = rng.integers(2**64, size=n, dtype=np.uint64)
+    keys >>= bits
+    keys <<= bits
+    keys |= np.arange(n, dtype=np.uint64)
+    keys.sort()
+    keys &= (np.uint64(1) << bits) - np.uint64(1)
+    return keys.view(np.int64)
+
+
+def _permuted(
+    a: _Vector, b: _Vector, place: slice, turns: int, rng: np.random.Generator
+) -> np.ndarray:
+    # Inner products of both vectors in random order, the second turned cyclically by 0, 1, ...
+    # places. With x cut into rows of as many numbers as there are turns, they are the sums
+    # along the diagonals of two matrix products: one reading of the vectors gives them all.
+    n = place.stop - place.start
+    first, second = _permutation(n, rng), _permutation(n, rng)
+    products = np.zeros((3, turns))
+    step = turns * (_CHUNK // turns + 1)
+    for start in range(0, n, step):
+        here = first[start : start + step]
+        rows = -(-len(here) // turns)
+        ahead = second[start : start + (rows + 1) * turns]
+        ahead = np.append(ahead, np.resize(second, (rows + 1) * turns - len(ahead)))
+        for kind, (x, y) in enumerate(
+            zip(_columns(a, place, here), _columns(b, place, ahead), strict=True)
+        ):
+            blocks = np.zeros(rows * turns)
+            blocks[: len(x)] = x
+            across = blocks.reshape(rows, turns).T
+            near = across @ y[:-turns].reshape(rows, turns)
+            far = across @ y[turns:].reshape(rows, turns)
+            products[kind] += [near.trace(t) + far.trace(t - turns) for t in range(turns)]
+    return products
+
+
+def _columns(vector: _Vector, place: slice, sequence: np.ndarray) -> Iterator[np.ndarray]:
+    values = vector.values[place][sequence].astype(np.float64)
+    yield values
+    yield vector.ranks[place][sequence].astype(np.float64) - vector.mean_rank
+    yield np.sqrt(values)
+
+
+def _limit(permuted: list[float]) -> float:
+    # The order statistic that a further permutation exceeds with at most 5% probability.
+    if len(permuted) < _FEWEST:
+        return math.nan
+    return sorted(permuted)[math.ceil(_LEVEL * (len(permuted) + 1)) - 1]
+
+
+def _over(numerator: float, denominator: float) -> float:
+    return float(numerator) / float(denominator) if denominator > 0 else math.nan

@@ -1,0 +1,51 @@
+"""The one set of defaults, used by every entry point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Structure = Literal["diagonal", "grouped"]
+FisherType = Literal["empirical", "mc"]
+Unit = Literal["example", "token", "position"]
+OnNonFinite = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FisherConfig:
+    """How a Fisher is estimated; frozen, shared by functions, classes and command line.
+
+    Attributes:
+        structure: How much of the matrix is kept, ``"diagonal"`` or ``"grouped"``.
+        fisher_type: Where labels come from, ``"empirical"`` (the data's) or ``"mc"``
+            (drawn from the model).
+        unit: What counts as one independent observation: ``"example"``, ``"token"``
+            or ``"position"``.
+        parameters: Glob pattern or patterns over parameter names; ``None`` takes all.
+        likelihood: ``"auto"``, ``"causal-lm"``, ``"masked-lm"``, ``"classification"``
+            or ``"regression"``.
+        draws: Label draws per example; used by ``"mc"`` only.
+        seed: Keys every sampled label together with example id and position.
+        batch_size: Examples per pass; ``None`` packs batches to a budget of tokens.
+        max_examples: Use the first so many examples; ``None`` takes all.
+        halves: Also keep two estimates from disjoint halves of the examples.
+        on_nonfinite: ``"raise"`` or ``"skip"`` (counted and reported).
+        ema_decay: Decay of :class:`fisherscope.FisherEMA`.
+    """
+
+    structure: Structure = "diagonal"
+    fisher_type: FisherType = "empirical"
+    unit: Unit = "example"
+    parameters: str | Sequence[str] | None = None
+    likelihood: str = "auto"
+    draws: int = 1
+    seed: int = 0
+    batch_size: int | None = None
+    max_examples: int | None = None
+    halves: bool = False
+    on_nonfinite: OnNonFinite = "raise"
+    ema_decay: float = 0.99
+
+
+DEFAULTS = FisherConfig()

@@ -1,0 +1,1 @@
+"""One forward, one backward: every use of every parameter is observed."""

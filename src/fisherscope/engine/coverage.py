@@ -1,0 +1,116 @@
+"""What covers which parameter: a fast rule, the fused head, or the exact slow path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from fisherscope.engine.head import FusedHead, Head
+from fisherscope.engine.layers import rule_for
+from fisherscope.engine.observer import BoundRule
+
+SLOW = "one example at a time through autograd"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The result of looking at a model once.
+
+    Attributes:
+        rules: Fast rules, bound to requested names.
+        head: How the backward pass starts.
+        slow: Requested parameters that no rule covers, by name.
+        text: Requested name to a sentence for the plan.
+        single: Whether the model computes something else for an example in a batch than
+            for the example alone, so that batches have to be of one.
+        untested: Names whose modules the verifying examples did not call; a call in a later
+            batch sends them to the slow path.
+        transposed: Names of weights stored as [in, out].
+    """
+
+    rules: list[BoundRule]
+    head: Head
+    slow: dict[str, nn.Parameter] = field(default_factory=dict)
+    text: dict[str, str] = field(default_factory=dict)
+    single: bool = False
+    untested: frozenset[str] = frozenset()
+    transposed: frozenset[str] = frozenset()
+
+
+def bind(
+    model: nn.Module,
+    requested: dict[str, nn.Parameter],
+    head: Head,
+    slow: dict[str, str],
+    single: bool = False,
+    untested: frozenset[str] = frozenset(),
+) -> Coverage:
+    """Give every requested parameter a rule or the slow path.
+
+    Args:
+        model: The model.
+        requested: Name to parameter.
+        head: How the backward pass starts; a fused head covers its own parameters.
+        slow: Name to reason, for parameters already known to need the slow path.
+        single: Whether batches have to be of one. Default: ``False``.
+        untested: Names whose modules have not been called yet. Default: none.
+
+    Returns:
+        A coverage in which each requested parameter occurs exactly once.
+    """
+    names = {id(parameter): name for name, parameter in requested.items()}
+    fused = head.module if isinstance(head, FusedHead) else None
+    bound: list[BoundRule] = []
+    labels: dict[str, list[str]] = {}
+    owners: dict[str, str] = {}
+    for module in model.modules():
+        own = {
+            local: names[id(p)]
+            for local, p in module.named_parameters(recurse=False)
+            if id(p) in names and names[id(p)] not in slow
+        }
+        if not own or module is fused:
+            continue
+        rule = rule_for(module)
+        for local, name in own.items():
+            if rule is not None and local in rule.parameters:
+                labels.setdefault(name, []).append(rule.label)
+            else:
+                owners.setdefault(name, f"{type(module).__name__}.{local} has no fast rule")
+        if rule is not None:
+            covered = {local: name for local, name in own.items() if local in rule.parameters}
+            bound.append(BoundRule(rule, covered, not untested.isdisjoint(covered.values())))
+    if isinstance(head, FusedHead):
+        head = FusedHead(
+            head.likelihood,
+            head.module,
+            {local: name for local, name in head.names.items() if name not in slow},
+        )
+        for local, name in head.names.items():
+            labels.setdefault(name, []).append("fused head" if local == "weight" else "head bias")
+    # A second owner without a rule does no harm by itself: verification tells whether the
+    # parameter is really used there.
+    uncovered = {n: slow.get(n) or owners[n] for n in requested if n not in labels}
+    return Coverage(
+        rules=[b for b in bound if b.names],
+        head=head,
+        slow={name: requested[name] for name in uncovered},
+        text={
+            name: f"{SLOW}: {uncovered[name]}" if name in uncovered else _describe(labels[name])
+            for name in requested
+        },
+        single=single,
+        untested=untested,
+        transposed=frozenset(
+            names[id(module.weight)]
+            for module in model.modules()
+            if isinstance(module, Conv1D) and id(module.weight) in names
+        ),
+    )
+
+
+def _describe(labels: list[str]) -> str:
+    words = " + ".join(dict.fromkeys(labels))
+    return f"{words} ({len(labels)} uses summed)" if len(labels) > 1 else words

@@ -1,0 +1,26 @@
+"""Layer families. A new family is one file with a ``match`` function and one line here."""
+
+from torch import nn
+
+from fisherscope.engine.layers import convolution, embedding, linear, norm
+from fisherscope.engine.layers.rule import Rule, UnexpectedShapeError
+
+FAMILIES = (linear, embedding, convolution, norm)
+
+__all__ = ["FAMILIES", "Rule", "UnexpectedShapeError", "rule_for"]
+
+
+def rule_for(module: nn.Module) -> Rule | None:
+    """The first rule that recognises a module.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        A new rule, or ``None`` if the parameters of this module take the slow path.
+    """
+    for family in FAMILIES:
+        rule = family.match(module)
+        if rule is not None:
+            return rule
+    return None

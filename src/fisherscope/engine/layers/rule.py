@@ -1,0 +1,114 @@
+"""What a layer family gives the engine: which tensors to save, and the scores made from them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisherscope.engine.scores import Score
+
+
+class UnexpectedShapeError(Exception):
+    """A layer was used in a way its rule does not describe; the caller falls back."""
+
+
+class Rule(ABC):
+    """How the parameters of one module get their per-example scores.
+
+    Attributes:
+        label: Word for the plan.
+        module: The module observed.
+        parameters: Local name to parameter, those that the rule covers.
+        kinds: Local name to the kind of score, as in :class:`~fisherscope.engine.scores.Score`.
+    """
+
+    label: str
+
+    def __init__(self, module: nn.Module, kinds: dict[str, str]):
+        self.module = module
+        self.kinds = kinds
+        self.parameters = {
+            name: parameter
+            for name, parameter in module.named_parameters(recurse=False)
+            if name in kinds
+        }
+
+    def before(self, args: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
+        """Arguments to call the module with; a rule may expand a broadcast batch here."""
+        del batch
+        return args
+
+    def during(self) -> AbstractContextManager[Any]:
+        """Context that is active while the module runs."""
+        return nullcontext()
+
+    @abstractmethod
+    def save(self, args: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
+        """Tensors needed in the backward pass, each with the batch first."""
+
+    @abstractmethod
+    def scores(
+        self, saved: tuple[Tensor, ...], gradient: Tensor, batch: int
+    ) -> Iterator[tuple[str, Score]]:
+        """Yield (local parameter name, score) from saved tensors and output gradient."""
+
+
+def fold(x: Tensor, batch: int) -> Tensor:
+    """Give a tensor the batch as its first dimension.
+
+    Args:
+        x: Tensor whose first dimension is the batch, or batch times something.
+        batch: Number of examples.
+
+    Returns:
+        ``x``, or a view with a leading dimension of ``batch``.
+
+    Raises:
+        UnexpectedShapeError: If the first dimension is no multiple of the batch.
+    """
+    if x.ndim and x.shape[0] == batch:
+        return x
+    if x.ndim and batch and x.shape[0] % batch == 0 and x.shape[0]:
+        return x.reshape(batch, x.shape[0] // batch, *x.shape[1:])
+    raise UnexpectedShapeError(f"first dimension of {tuple(x.shape)} is not the batch of {batch}")
+
+
+def positions_last(x: Tensor, batch: int) -> Tensor:
+    """Reshape to [batch, positions, features], the features last.
+
+    Args:
+        x: Tensor of any shape with the features last.
+        batch: Number of examples.
+
+    Returns:
+        A view or copy with three dimensions.
+
+    Raises:
+        UnexpectedShapeError: If the batch is not the first dimension.
+    """
+    x = fold(x, batch)
+    if x.ndim < 2:
+        raise UnexpectedShapeError(f"no feature dimension in {tuple(x.shape)}")
+    return x.unsqueeze(1) if x.ndim == 2 else x.reshape(batch, -1, x.shape[-1])
+
+
+def tensor_argument(args: tuple[Any, ...]) -> Tensor:
+    """The one tensor that a simple layer is called with.
+
+    Args:
+        args: Positional arguments of the call.
+
+    Returns:
+        The first argument, detached.
+
+    Raises:
+        UnexpectedShapeError: If the first argument is not a tensor.
+    """
+    if not args or not isinstance(args[0], torch.Tensor):
+        raise UnexpectedShapeError("the layer was called without a positional tensor")
+    return args[0].detach()

@@ -1,0 +1,283 @@
+"""The score of one parameter over a batch, in the form in which a layer delivers it.
+
+A score class knows how to add its per-example squares to a sum, without ever holding a
+dense per-example gradient for the whole batch. Every method that adds to ``total`` returns
+the matching squared norm of each example, from which the ledger is made.
+
+Shapes: ``batch`` examples, ``shared`` positions of an example that use the same parameter.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fisherscope.engine import contraction
+from fisherscope.engine.contraction import at_least_fp32 as fp32
+
+
+class Score(ABC):
+    """Per-example derivatives of the summed loss with respect to one parameter."""
+
+    kind: str
+
+    @abstractmethod
+    def squares(self, total: Tensor) -> Tensor:
+        """Add ``Σ_n G_n²`` to ``total`` (parameter's shape); return ``‖G_n‖²`` [batch]."""
+
+    @abstractmethod
+    def row_squares(self, total: Tensor) -> Tensor:
+        """Add ``Σ_n`` of the squares of each output row to ``total`` [rows]; return norms."""
+
+    @abstractmethod
+    def position_squares(self, total: Tensor) -> Tensor:
+        """Like :meth:`squares` with every position its own unit."""
+
+    @abstractmethod
+    def inner(self, delta: Tensor) -> Tensor:
+        """``⟨G_n, Δ⟩`` for each example [batch]; ``delta`` has the parameter's shape."""
+
+    @abstractmethod
+    def add(self, total: Tensor) -> None:
+        """Add the plain sum ``Σ_n G_n`` to ``total`` (parameter's shape)."""
+
+    def merge(self, other: Score) -> Score | None:
+        """The score of both uses of one parameter together, or ``None`` if not expressible."""
+        del other
+        return None
+
+
+def _padded(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True)
+class MatrixScore(Score):
+    """A matrix used as ``a Wᵀ`` (or ``a W`` when stored transposed): ``G_n = g_nᵀ a_n``."""
+
+    g: Tensor  # [batch, shared, out]
+    a: Tensor  # [batch, shared, in]
+    transposed: bool = False
+    kind = "matrix"
+
+    def _stored(self) -> tuple[Tensor, Tensor]:
+        return (self.a, self.g) if self.transposed else (self.g, self.a)
+
+    def squares(self, total: Tensor) -> Tensor:  # noqa: D102
+        return contraction.add_squares(*self._stored(), total)
+
+    def row_squares(self, total: Tensor) -> Tensor:  # noqa: D102
+        return contraction.add_row_squares(self.g, self.a, total)
+
+    def position_squares(self, total: Tensor) -> Tensor:  # noqa: D102
+        if total.ndim == 1:
+            g2, a2 = fp32(self.g).square(), fp32(self.a).square().sum(2, keepdim=True)
+            per_row = (g2 * a2).sum(1)
+            total.add_(per_row.sum(0))
+            return per_row.sum(1)
+        return contraction.add_position_squares(*self._stored(), total)
+
+    def inner(self, delta: Tensor) -> Tensor:  # noqa: D102
+        return contraction.inner(*self._stored(), delta)
+
+    def add(self, total: Tensor) -> None:  # noqa: D102
+        g, a = self._stored()
+        total.addmm_(g.flatten(0, 1).t().to(total.dtype), a.flatten(0, 1).to(total.dtype))
+
+    def merge(self, other: Score) -> Score | None:  # noqa: D102
+        if not isinstance(other, MatrixScore) or other.transposed != self.transposed:
+            return None
+        return MatrixScore(_padded([self.g, other.g]), _padded([self.a, other.a]), self.transposed)
+
+
+@dataclass(frozen=True)
+class EmbeddingScore(Score):
+    """Rows of a table looked up by id; nonzero only on the ids that occur in the example.
+
+    With ``cross`` (rows of the output head's ``H_n`` at the looked-up ids, see
+    :func:`cross_rows`) it delivers what a tied head adds to ``H_n²``:
+    ``(S + H)² − H² = S² + 2SH``.
+    """
+
+    ids: Tensor  # [batch, shared]
+    g: Tensor  # [batch, shared, features]
+    cross: Tensor | None = None  # [unique (example, id) pairs in sorted order, features]
+    kind = "embedding"
+
+    def _segments(self, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Unique (example, id) pairs: example, id, summed gradient, head rows."""
+        batch = self.ids.shape[0]
+        offset = torch.arange(batch, device=self.ids.device).unsqueeze(1) * rows
+        keys, inverse = torch.unique((self.ids + offset).flatten(), return_inverse=True)
+        g = self.g.flatten(0, 1)
+        g = fp32(g)
+        summed = torch.zeros((keys.numel(), g.shape[1]), dtype=g.dtype, device=g.device)
+        summed.index_add_(0, inverse, g)
+        cross = None
+        if self.cross is not None:
+            cross = self.cross.to(g.dtype)
+        return keys // rows, keys % rows, summed, cross
+
+    def _squared_segments(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        example, token, summed, cross = self._segments(rows)
+        squared = summed.square() if cross is None else summed * (summed + 2 * cross)
+        return example, token, squared
+
+    def _norms(self, example: Tensor, per_segment: Tensor) -> Tensor:
+        return per_segment.new_zeros(self.ids.shape[0]).index_add_(0, example, per_segment)
+
+    def squares(self, total: Tensor) -> Tensor:  # noqa: D102
+        example, token, squared = self._squared_segments(total.shape[0])
+        total.index_add_(0, token, squared.to(total.dtype))
+        return self._norms(example, squared.sum(1))
+
+    def row_squares(self, total: Tensor) -> Tensor:  # noqa: D102
+        example, token, squared = self._squared_segments(total.shape[0])
+        total.index_add_(0, token, squared.sum(1).to(total.dtype))
+        return self._norms(example, squared.sum(1))
+
+    def position_squares(self, total: Tensor) -> Tensor:  # noqa: D102
+        squared = fp32(self.g).square()
+        rows = squared.sum(2) if total.ndim == 1 else squared
+        total.index_add_(0, self.ids.flatten(), rows.flatten(0, 1).to(total.dtype))
+        return squared.sum((1, 2))
+
+    def inner(self, delta: Tensor) -> Tensor:  # noqa: D102
+        return (delta[self.ids] * fp32(self.g)).sum((1, 2))
+
+    def add(self, total: Tensor) -> None:  # noqa: D102
+        total.index_add_(0, self.ids.flatten(), self.g.flatten(0, 1).to(total.dtype))
+
+    def merge(self, other: Score) -> Score | None:  # noqa: D102
+        if not isinstance(other, EmbeddingScore):
+            return None
+        return EmbeddingScore(_padded([self.ids, other.ids]), _padded([self.g, other.g]))
+
+
+def cross_rows(head: MatrixScore, ids: Tensor) -> Tensor:
+    """Rows of ``H_n = g_nᵀ a_n`` at the ids of each example, never the whole ``H_n``.
+
+    Args:
+        head: The head's score, not transposed.
+        ids: Token ids [batch, looked up].
+
+    Returns:
+        One row per unique (example, id) pair [pairs, features], sorted by example, then id.
+    """
+    batch, looked_up = ids.shape
+    offset = torch.arange(batch, device=ids.device).unsqueeze(1) * head.g.shape[2]
+    keys, inverse = torch.unique((ids + offset).flatten(), return_inverse=True)
+    picked = head.g.gather(2, ids.unsqueeze(1).expand(-1, head.g.shape[1], -1))
+    rows = torch.bmm(picked.transpose(1, 2), head.a.to(picked.dtype)).flatten(0, 1)
+    first = torch.empty(keys.numel(), dtype=torch.long, device=ids.device)
+    first.scatter_(0, inverse, torch.arange(batch * looked_up, device=ids.device))
+    return rows[first]
+
+
+@dataclass(frozen=True)
+class VectorScore(Score):
+    """A vector added (bias) or multiplied (scale): ``G_n = Σ_t g_nt ∘ x_nt``."""
+
+    g: Tensor  # [batch, shared, features]
+    x: Tensor | None = None  # same shape as g; None means ones
+    kind = "vector"
+
+    def _positions(self) -> Tensor:
+        values = self.g if self.x is None else self.g * self.x
+        return fp32(values)
+
+    def _examples(self) -> Tensor:
+        # Multiply, then sum: einsum would dispatch to a slow batched matrix-vector product.
+        if self.x is None and self.g.dtype not in (torch.float32, torch.float64):
+            return self.g.sum(1, dtype=torch.float32)
+        return self._positions().sum(1)
+
+    def squares(self, total: Tensor) -> Tensor:  # noqa: D102
+        squared = self._examples().square_()
+        total.view(-1).add_(squared.sum(0))
+        return squared.sum(1)
+
+    def row_squares(self, total: Tensor) -> Tensor:  # noqa: D102
+        # A scale over several dimensions is grouped along its first; a vector not at all.
+        squared = self._examples().square_().view(self.g.shape[0], total.numel(), -1).sum(2)
+        total.add_(squared.sum(0))
+        return squared.sum(1)
+
+    def position_squares(self, total: Tensor) -> Tensor:  # noqa: D102
+        squared = self._positions().square()
+        summed = squared.sum((0, 1))
+        if total.ndim == 1 and total.numel() != summed.numel():
+            summed = summed.view(total.numel(), -1).sum(1)
+        total.view(-1).add_(summed)
+        return squared.sum((1, 2))
+
+    def inner(self, delta: Tensor) -> Tensor:  # noqa: D102
+        return (self._examples() * delta.reshape(-1)).sum(1)
+
+    def add(self, total: Tensor) -> None:  # noqa: D102
+        total.view(-1).add_(self._examples().sum(0))
+
+    def merge(self, other: Score) -> Score | None:  # noqa: D102
+        if not isinstance(other, VectorScore):
+            return None
+        return VectorScore(_padded([self._positions(), other._positions()]))
+
+
+@dataclass(frozen=True)
+class DenseScore(Score):
+    """Whole per-example gradients, made one at a time and dropped at once.
+
+    ``gradient(n)`` is the dense gradient of example ``n``; ``squared_positions()`` the sum
+    over all positions of the batch, per example norms included, where the layer has a
+    cheaper way than one position at a time (``None`` where positions have no meaning).
+    """
+
+    batch: int
+    gradient: Callable[[int], Tensor]
+    product: Callable[[Tensor], Tensor] | None = None
+    positions: Callable[[], tuple[Tensor, Tensor]] | None = None
+    kind = "dense"
+
+    def squares(self, total: Tensor) -> Tensor:  # noqa: D102
+        norms = []
+        for n in range(self.batch):
+            g = self.gradient(n).to(total.dtype)
+            total.addcmul_(g, g)
+            norms.append(torch.linalg.vector_norm(g).square())
+        return torch.stack(norms)
+
+    def row_squares(self, total: Tensor) -> Tensor:  # noqa: D102
+        norms = []
+        for n in range(self.batch):
+            g = self.gradient(n).to(total.dtype)
+            rows = g.reshape(total.shape[0], -1).square().sum(1)
+            total.add_(rows)
+            norms.append(rows.sum())
+        return torch.stack(norms)
+
+    def position_squares(self, total: Tensor) -> Tensor:  # noqa: D102
+        if self.positions is None:
+            return self.row_squares(total) if total.ndim == 1 else self.squares(total)
+        squared, norms = self.positions()
+        if total.ndim == 1 and squared.ndim > 1:
+            squared = squared.flatten(1).sum(1)
+        total.add_(squared)
+        return norms
+
+    def inner(self, delta: Tensor) -> Tensor:  # noqa: D102
+        if self.product is not None:
+            return self.product(delta)
+        return torch.stack([(self.gradient(n) * delta).sum() for n in range(self.batch)])
+
+    def add(self, total: Tensor) -> None:  # noqa: D102
+        for n in range(self.batch):
+            total.add_(self.gradient(n))
+
+    def merge(self, other: Score) -> Score | None:  # noqa: D102
+        if not isinstance(other, DenseScore) or self.positions or other.positions:
+            return None
+        return DenseScore(self.batch, lambda n: self.gradient(n) + other.gradient(n))

@@ -1,0 +1,63 @@
+"""The exact slow path: one example at a time through plain autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fisherscope.data import Batch
+from fisherscope.engine.head import call_model
+from fisherscope.engine.probe import anchored
+from fisherscope.likelihoods import Likelihood
+
+
+def one_by_one(
+    model: nn.Module,
+    likelihood: Likelihood,
+    batch: Batch,
+    labels: Sequence[Tensor],
+    parameters: dict[str, nn.Parameter],
+) -> Iterator[dict[str, Tensor]]:
+    """Plain autograd for one example: the exact path of every parameter without a rule.
+
+    Args:
+        model: The model, frozen.
+        likelihood: Its likelihood.
+        batch: A batch of one.
+        labels: Targets, one entry per backward pass.
+        parameters: Name to parameter.
+
+    Yields:
+        Name to gradient of the summed loss, one dictionary per entry of ``labels``.
+    """
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+        parameter.grad = None
+    try:
+        with torch.enable_grad(), anchored(model):
+            output = likelihood.outputs(call_model(model, batch), labels[0])
+        for number, targets in enumerate(labels):
+            rows = output.detach().reshape(-1, output.shape[-1])
+            rows = (
+                rows.clone() if rows.dtype == torch.float64 else rows.to(torch.float32, copy=True)
+            )
+            flat = targets if targets.shape == output.shape else targets.reshape(-1)
+            _, ((_, derivative),) = likelihood.evaluate(rows, flat)
+            # Not autograd.grad: reentrant checkpointing supports only backward().
+            if output.requires_grad:
+                output.backward(
+                    derivative.reshape(output.shape).to(output.dtype),
+                    retain_graph=number < len(labels) - 1,
+                )
+            gradients = {}
+            for name, parameter in parameters.items():
+                g = parameter.grad
+                gradients[name] = torch.zeros_like(parameter) if g is None else g
+                parameter.grad = None
+            yield gradients
+    finally:
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+            parameter.grad = None

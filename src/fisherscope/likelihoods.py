@@ -1,0 +1,428 @@
+"""What the model says about a label: log-probability, its derivative, and draws.
+
+Every likelihood works on *rows*: ``logits`` [rows, classes] and ``targets`` [rows]
+(regression: ``outputs`` and ``targets`` [rows, values]); a row is one token. Where rows
+come from in a batch is decided by :meth:`Likelihood.targets`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fisherscope.data import Batch, Example
+from fisherscope.errors import DataError, LikelihoodError
+
+IGNORE = -100
+NAMES = ("causal-lm", "masked-lm", "classification", "regression")
+
+
+class Likelihood(ABC):
+    """One family of label distributions.
+
+    Attributes:
+        name: Word used in identities and on the command line.
+        tokenwise: Whether an example has one row per position (language models) or one
+            row in all.
+    """
+
+    name: str
+    tokenwise: bool
+
+    @abstractmethod
+    def targets(self, batch: Batch) -> Tensor:
+        """Targets aligned with the model's output: [batch, positions] or [batch, ...].
+
+        Args:
+            batch: Examples with labels.
+
+        Returns:
+            Class indices with -100 where unsupervised, or real values.
+        """
+
+    @abstractmethod
+    def evaluate(
+        self, outputs: Tensor, targets: Tensor, uniforms: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Loss and score of every row, for the data's labels or for drawn ones.
+
+        ``loss = −log p(target)`` in nats, and for each set of labels
+        ``derivative = ∂(−log p(label))/∂outputs``, both zero in unsupervised rows.
+
+        Args:
+            outputs: [rows, classes] or [rows, values], fp32 or better; may be overwritten.
+            targets: [rows] or [rows, values].
+            uniforms: One tensor [rows] (or [rows, values]) in [0, 1) per wanted draw from
+                the model. Default: none, the labels are the data's.
+
+        Returns:
+            The loss of the data's labels [rows], and one pair (labels, derivative) per
+            draw, or a single one for the data's labels.
+        """
+
+    def uniforms_per_row(self, outputs: int) -> int:
+        """How many uniforms a draw consumes per row.
+
+        Args:
+            outputs: Width of the model's output.
+
+        Returns:
+            A positive number.
+        """
+        del outputs
+        return 1
+
+    def outputs(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The model's output with the shape that the targets ask for.
+
+        Args:
+            outputs: What the model returned.
+            targets: From :meth:`targets`.
+
+        Returns:
+            [batch, positions, classes] or [batch, classes].
+
+        Raises:
+            LikelihoodError: If the shapes do not fit.
+        """
+        rows = targets.shape if self.tokenwise else targets.shape[:1]
+        if outputs.shape[:-1] != rows:
+            raise LikelihoodError(
+                f"{self.name}: the model returned outputs of shape {tuple(outputs.shape)} for "
+                f"targets of shape {tuple(targets.shape)}; choose another likelihood= "
+                f"({', '.join(NAMES)}) or fix the labels"
+            )
+        return outputs
+
+    def tokens(self, example: Example) -> int:
+        """Number of supervised label positions of one example.
+
+        Args:
+            example: Any example with labels.
+
+        Returns:
+            A count; 0 means that the example says nothing.
+        """
+        del example
+        return 1
+
+    def complete(self, examples: Sequence[Example], *, sampled: bool) -> list[Example]:
+        """Fill in labels that follow from the inputs.
+
+        Args:
+            examples: Examples with or without labels.
+            sampled: Whether labels are drawn from the model, so that the data's are not
+                needed.
+
+        Returns:
+            The examples, unchanged where they have labels or nothing can be filled in.
+        """
+        del sampled
+        return list(examples)
+
+    def check(self, examples: Sequence[Example], model: nn.Module) -> None:
+        """Validate labels and ids before any forward pass.
+
+        Args:
+            examples: The whole data set.
+            model: Its input embedding tells the vocabulary.
+
+        Raises:
+            DataError: If an example has no labels, no supervised token, or an id that the
+                model does not know.
+        """
+        vocabulary = _vocabulary(model)
+        for example in examples:
+            if example.labels is None:
+                raise DataError(
+                    f"example {example.id!r} has no labels; {self.name} needs them to define "
+                    "the score (add 'labels', or a label column)"
+                )
+            ids = example.inputs.get("input_ids")
+            if vocabulary is not None and ids is not None and ids.numel():
+                _check_ids(example.id, ids, vocabulary, "input_ids")
+        if not any(self.tokens(example) for example in examples):
+            raise DataError(
+                f"all labels of all {len(examples)} examples are masked (-100): there is no "
+                "supervised token to estimate from; check prompts, padding and max_length"
+            )
+
+
+def _vocabulary(model: nn.Module) -> int | None:
+    getter = getattr(model, "get_input_embeddings", None)
+    try:
+        table = getter() if callable(getter) else None
+    except NotImplementedError:
+        table = None
+    return table.num_embeddings if isinstance(table, nn.Embedding) else None
+
+
+def _check_ids(example: str, ids: Tensor, vocabulary: int, what: str) -> None:
+    bad = (ids < 0) | (ids >= vocabulary)
+    if bad.any():
+        value = int(ids[bad].flatten()[0])
+        raise DataError(
+            f"example {example!r}: {what} holds the token id {value}, beyond the model's "
+            f"vocabulary of {vocabulary}; the tokenizer does not belong to this model"
+        )
+
+
+class Categorical(Likelihood):
+    """One class out of many per row: softmax of the logits."""
+
+    def evaluate(  # noqa: D102
+        self, outputs: Tensor, targets: Tensor, uniforms: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        supervised = targets != IGNORE
+        index = targets.clamp_min(0).unsqueeze(-1)
+        # The normaliser from the largest entry, whose probability is at least 1/classes: as
+        # exact as a log-sum-exp, and the exponentials are taken only once.
+        largest, place = outputs.max(-1, keepdim=True)
+        p = torch.softmax(outputs, -1)
+        normaliser = largest - p.gather(-1, place).log()
+        loss = (normaliser - outputs.gather(-1, index)).squeeze(-1).masked_fill(~supervised, 0.0)
+        if not bool(supervised.all()):
+            p[~supervised] = 0.0
+        minus = -supervised.to(p.dtype).unsqueeze(-1)
+        if not uniforms:
+            return loss, [(targets, p.scatter_add_(-1, index, minus))]
+        cumulative = p.cumsum(-1)
+        sets = []
+        for draw, uniform in enumerate(uniforms):
+            # Scaling by the last entry keeps the draw inside the table whatever the rounding.
+            threshold = uniform.to(p).unsqueeze(-1) * cumulative[..., -1:]
+            drawn = torch.searchsorted(cumulative, threshold, right=True)
+            drawn.clamp_(max=outputs.shape[-1] - 1)
+            labels = torch.where(supervised, drawn.squeeze(-1), targets)
+            derivative = p if draw == len(uniforms) - 1 else p.clone()
+            sets.append((labels, derivative.scatter_add_(-1, drawn, minus)))
+        return loss, sets
+
+
+class CausalLM(Categorical):
+    """Next-token prediction: the label of position t is scored by the logits of t − 1."""
+
+    name = "causal-lm"
+    tokenwise = True
+
+    def complete(self, examples: Sequence[Example], *, sampled: bool) -> list[Example]:
+        """Every real token of an example without labels is supervised.
+
+        Args:
+            examples: Examples with or without labels.
+            sampled: Unused: drawn labels are drawn where labels are supervised.
+
+        Returns:
+            Examples with labels, wherever there are ``input_ids``.
+        """
+        del sampled
+        return [e if e.labels is not None else _next_tokens(e) for e in examples]
+
+    def targets(self, batch: Batch) -> Tensor:  # noqa: D102
+        assert batch.labels is not None
+        return F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)
+
+    def tokens(self, example: Example) -> int:  # noqa: D102
+        assert example.labels is not None
+        return int((example.labels[1:] != IGNORE).sum())
+
+    def check(self, examples: Sequence[Example], model: nn.Module) -> None:  # noqa: D102
+        super().check(examples, model)
+        _check_tokenwise(self.name, examples, _vocabulary(model))
+
+
+def _next_tokens(example: Example) -> Example:
+    ids = example.inputs.get("input_ids")
+    if ids is None:
+        return example
+    mask = example.inputs.get("attention_mask")
+    labels = ids.long()
+    return replace(
+        example, labels=labels if mask is None else labels.masked_fill(mask == 0, IGNORE)
+    )
+
+
+class MaskedLM(Categorical):
+    """Cloze prediction: the label of position t is scored by the logits of t."""
+
+    name = "masked-lm"
+    tokenwise = True
+
+    def targets(self, batch: Batch) -> Tensor:  # noqa: D102
+        assert batch.labels is not None
+        return batch.labels
+
+    def tokens(self, example: Example) -> int:  # noqa: D102
+        assert example.labels is not None
+        return int((example.labels != IGNORE).sum())
+
+    def check(self, examples: Sequence[Example], model: nn.Module) -> None:  # noqa: D102
+        super().check(examples, model)
+        _check_tokenwise(self.name, examples, _vocabulary(model))
+
+
+def _check_tokenwise(name: str, examples: Sequence[Example], vocabulary: int | None) -> None:
+    for example in examples:
+        labels, ids = example.labels, example.inputs.get("input_ids")
+        assert labels is not None
+        if ids is not None and labels.shape != ids.shape:
+            raise DataError(
+                f"example {example.id!r}: labels of shape {tuple(labels.shape)} for input_ids of "
+                f"shape {tuple(ids.shape)}; {name} needs one label per token (-100: unsupervised)"
+            )
+        known = labels[labels != IGNORE]
+        if vocabulary is not None and known.numel():
+            _check_ids(example.id, known, vocabulary, "labels")
+
+
+class Classification(Categorical):
+    """One class per example."""
+
+    name = "classification"
+    tokenwise = False
+
+    def complete(self, examples: Sequence[Example], *, sampled: bool) -> list[Example]:
+        """Drawn labels need no labels in the data.
+
+        Args:
+            examples: Examples with or without labels.
+            sampled: Whether labels are drawn from the model.
+
+        Returns:
+            The examples; for drawn labels, missing ones get class 0 as a placeholder.
+        """
+        if not sampled:
+            return list(examples)
+        missing = torch.zeros((), dtype=torch.long)
+        return [e if e.labels is not None else replace(e, labels=missing) for e in examples]
+
+    def targets(self, batch: Batch) -> Tensor:  # noqa: D102
+        assert batch.labels is not None
+        return batch.labels.reshape(len(batch.ids))
+
+    def tokens(self, example: Example) -> int:  # noqa: D102
+        assert example.labels is not None
+        return int((example.labels != IGNORE).sum())
+
+    def check(self, examples: Sequence[Example], model: nn.Module) -> None:  # noqa: D102
+        super().check(examples, model)
+        for example in examples:
+            labels = example.labels
+            assert labels is not None
+            if labels.numel() != 1 or labels.is_floating_point():
+                raise DataError(
+                    f"example {example.id!r}: classification needs one integer label, got "
+                    f"{labels.dtype} of shape {tuple(labels.shape)}; use likelihood='regression' "
+                    "for real targets"
+                )
+
+
+class Regression(Likelihood):
+    """Gaussian with unit variance: ``−log p = ½‖y − f‖² + ½k·log 2π``, k values per example."""
+
+    name = "regression"
+    tokenwise = False
+
+    def targets(self, batch: Batch) -> Tensor:  # noqa: D102
+        assert batch.labels is not None
+        return batch.labels.reshape(len(batch.ids), -1)
+
+    def evaluate(  # noqa: D102
+        self, outputs: Tensor, targets: Tensor, uniforms: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        targets = targets.to(outputs)
+        constant = 0.5 * outputs.shape[-1] * math.log(2 * math.pi)
+        loss = 0.5 * (outputs - targets).square().sum(-1) + constant
+        if not uniforms:
+            return loss, [(targets, outputs - targets)]
+        tiny = torch.finfo(torch.float64).tiny
+        sets = []
+        for uniform in uniforms:
+            noise = torch.special.ndtri(uniform.double().clamp_min(tiny)).to(outputs)
+            sets.append((outputs + noise, -noise))
+        return loss, sets
+
+    def uniforms_per_row(self, outputs: int) -> int:  # noqa: D102
+        return outputs
+
+    def outputs(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
+        if outputs.ndim == 1:
+            outputs = outputs.unsqueeze(-1)
+        if outputs.shape != targets.shape:
+            raise LikelihoodError(
+                f"regression: the model returned {tuple(outputs.shape)} for targets of shape "
+                f"{tuple(targets.shape)}; give one real target per output"
+            )
+        return outputs
+
+
+_BY_NAME: dict[str, type[Likelihood]] = {
+    cls.name: cls for cls in (CausalLM, MaskedLM, Classification, Regression)
+}
+
+
+def resolve(model: nn.Module, name: str = "auto", examples: Sequence[Example] = ()) -> Likelihood:
+    """The likelihood of a model.
+
+    Args:
+        model: The model; ``"auto"`` reads its class name and configuration.
+        name: ``"auto"`` or one of ``"causal-lm"``, ``"masked-lm"``, ``"classification"``,
+            ``"regression"``. Default: ``"auto"``.
+        examples: Labels of these decide for models that do not say. Default: none.
+
+    Returns:
+        The likelihood.
+
+    Raises:
+        LikelihoodError: If the name is unknown or nothing says which one is meant.
+    """
+    if name in _BY_NAME:
+        return _BY_NAME[name]()
+    if name != "auto":
+        raise LikelihoodError(f"unknown likelihood {name!r}; choose one of {', '.join(NAMES)}")
+    found = _from_model(model) or _from_labels(examples)
+    if found is None:
+        raise LikelihoodError(
+            f"cannot tell the likelihood of a {type(model).__name__}; say likelihood= one of "
+            f"{', '.join(NAMES)}"
+        )
+    return _BY_NAME[found]()
+
+
+def _from_model(model: nn.Module) -> str | None:
+    inner = getattr(model, "get_base_model", lambda: model)()
+    words = (
+        [type(inner).__name__, *(getattr(inner.config, "architectures", None) or [])]
+        if hasattr(inner, "config")
+        else []
+    )
+    for word in words:
+        if word.endswith(("ForCausalLM", "LMHeadModel")):
+            return "causal-lm"
+        if word.endswith("ForMaskedLM"):
+            return "masked-lm"
+        if word.endswith("Classification"):
+            problem = getattr(inner.config, "problem_type", None)
+            if problem == "multi_label_classification":
+                raise LikelihoodError(
+                    "multi-label classification has no likelihood here yet; score each label as "
+                    "its own task with a single-label head"
+                )
+            single = getattr(inner.config, "num_labels", 2) == 1
+            return "regression" if problem == "regression" or single else "classification"
+    return None
+
+
+def _from_labels(examples: Sequence[Example]) -> str | None:
+    if not examples or examples[0].labels is None:
+        return None
+    labels = examples[0].labels
+    if labels.is_floating_point():
+        return "regression"
+    return "classification" if labels.ndim == 0 or labels.numel() == 1 else None

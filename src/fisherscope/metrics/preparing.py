@@ -1,0 +1,178 @@
+"""Everything that can be found wrong before the first long step of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fisherscope.data import Example, mask_tokens, read_jsonl
+from fisherscope.data.rows import read_rows
+from fisherscope.errors import ConfigError, DataError
+from fisherscope.metrics.loading import Checkpoint, load_model, open_checkpoint
+from fisherscope.metrics.run_config import RunConfig
+from fisherscope.planning import plan
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run whose input has been read and found sound.
+
+    Attributes:
+        config: The run with every path absolute.
+        model: The model, in eval mode on its device.
+        tasks: Task name to examples.
+        plans: Task name to plan.
+    """
+
+    config: RunConfig
+    model: torch.nn.Module
+    tasks: dict[str, list[Example]]
+    plans: dict[str, Any]
+
+
+def prepare_run(config: RunConfig) -> PreparedRun:
+    """Read and check tasks and model, and plan each estimate.
+
+    Args:
+        config: The run.
+
+    Returns:
+        What the run needs from here on.
+    """
+    files = _files(config)
+    checkpoint = open_checkpoint(config)
+    # Rows first, weights after: a broken line shows up before gigabytes are read.
+    tasks = {name: _read(name, path, checkpoint, config) for name, path in files.items()}
+    model = load_model(checkpoint, config)
+    plans = {}
+    for name, examples in tasks.items():
+        with _naming(name, files[name]):
+            plans[name] = plan(model, examples, **estimate_options(config))
+    return PreparedRun(
+        config=absolute(config, checkpoint),
+        model=model,
+        tasks=tasks,
+        plans=plans,
+    )
+
+
+def estimate_options(config: RunConfig) -> dict[str, Any]:
+    """The options of a run that :func:`fisherscope.estimate` and ``plan`` take.
+
+    Args:
+        config: The run.
+
+    Returns:
+        Keyword arguments.
+    """
+    fisher = config.fisher
+    return {
+        "structure": fisher.structure,
+        "fisher_type": fisher.fisher_type,
+        "unit": fisher.unit,
+        "parameters": fisher.parameters,
+        "likelihood": fisher.likelihood,
+        "draws": fisher.draws,
+        "seed": fisher.seed,
+        "batch_size": fisher.batch_size,
+        "halves": True,
+        "on_nonfinite": fisher.on_nonfinite,
+    }
+
+
+def absolute(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
+    """The same run with paths that mean the same from any folder.
+
+    Args:
+        config: The run.
+        checkpoint: Where its model was found; a hub id stays as it is.
+
+    Returns:
+        A new config.
+    """
+    return dataclasses.replace(
+        config,
+        model=str(Path(checkpoint.source).absolute()) if checkpoint.local else checkpoint.source,
+        tasks={name: str(_path(path)) for name, path in config.tasks.items()},
+        out=None if config.out is None else str(_path(config.out)),
+    )
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def _files(config: RunConfig) -> dict[str, Path]:
+    files = {name: _path(path) for name, path in config.tasks.items()}
+    for name, path in files.items():
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise DataError(f"task {name!r}: {path} {what}; give a JSONL file")
+    return files
+
+
+def _read(name: str, path: Path, checkpoint: Checkpoint, config: RunConfig) -> list[Example]:
+    classifies = checkpoint.kind in {"classification", "regression"}
+    labels = dict(getattr(checkpoint.config, "label2id", None) or {}) if classifies else None
+    with _naming(name, path):
+        _check_shape(path, checkpoint.kind)
+        examples = read_jsonl(
+            path,
+            checkpoint.tokenizer,
+            max_length=config.max_length,
+            max_examples=config.fisher.max_examples,
+            label_names=labels,
+        )
+        if checkpoint.kind != "masked-lm":
+            return examples
+        tokenizer = checkpoint.tokenizer
+        if tokenizer.mask_token_id is None:
+            raise ConfigError(
+                f"the tokenizer of {checkpoint.source} has no mask token, which a masked "
+                "language model needs; set tokenizer.mask_token and save it again"
+            )
+        for example in examples:
+            if example.labels is None or bool((example.labels < 0).any()):
+                raise DataError(
+                    f"example {example.id!r} is not plain text; a masked language model predicts "
+                    'tokens that it hides itself, so give rows with {"text": …} only'
+                )
+        return mask_tokens(
+            examples,
+            tokenizer.mask_token_id,
+            tokenizer.all_special_ids,
+            seed=config.fisher.seed,
+        )
+
+
+def _check_shape(path: Path, kind: str) -> None:
+    # All rows of a file have a label or none has, so the first one tells.
+    (row,) = read_rows(path, 1)
+    labelled = row.kind == "label"
+    if kind in {"classification", "regression"} and not labelled:
+        raise DataError(
+            f"{row.where}: no 'label', which a {kind} model needs; write rows "
+            'with {"text": …, "label": …}'
+        )
+    if kind not in {"classification", "regression"} and labelled:
+        raise DataError(
+            f"{row.where}: a row with a 'label', but the model is a language model; remove that "
+            "field, or give a ForSequenceClassification model"
+        )
+
+
+@contextlib.contextmanager
+def _naming(name: str, path: Path) -> Generator[None]:
+    # An error about an example says nothing about the file it came from.
+    try:
+        yield
+    except DataError as error:
+        if str(path) in str(error):
+            raise
+        raise DataError(f"task {name!r} ({path}): {error}") from error

@@ -1,0 +1,166 @@
+"""One run of the main job, described completely: model, tasks, settings, output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from fisherscope.defaults import FisherConfig, FisherType, OnNonFinite, Structure, Unit
+from fisherscope.errors import ConfigError
+from fisherscope.metrics.task_names import check_task_names
+
+DType = Literal["auto", "float32", "float64", "bfloat16", "float16"]
+LIKELIHOODS = ("auto", "causal-lm", "masked-lm", "classification", "regression")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DamageConfig:
+    """How the damage matrix is made.
+
+    Attributes:
+        enabled: Whether it is made at all.
+        measure: Whether each predicted damage is also measured by taking the step.
+        max_examples: Examples of each task used for it; ``None`` takes all.
+        fraction: How far to go along the step that is best for the moving task, as a
+            fraction of that step.
+    """
+
+    enabled: bool = True
+    measure: bool = True
+    max_examples: int | None = 64
+    fraction: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that one run of the main job depends on.
+
+    The values are checked on construction, so a config that exists is well formed; whether
+    its files exist and its model loads is found out by :func:`fisherscope.metrics.analyze`.
+
+    Attributes:
+        model: Folder of a Hugging Face checkpoint, or a hub id.
+        tasks: Task name to JSONL file.
+        out: Folder for everything that the run leaves; ``None`` where nothing is written.
+        fisher: How each task's Fisher is estimated; ``halves`` is always kept.
+        max_length: Longest sequence in tokens; longer rows are cut.
+        sparsity: Share of weights pruned in the masks whose overlap is shown.
+        damage: How the damage matrix is made.
+        trust_remote_code: Whether code that comes with the checkpoint may run.
+        dtype: Precision of the weights; ``"auto"`` keeps the one they are stored in.
+        device: Where to run, ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` takes the
+            first GPU if there is one.
+    """
+
+    model: str
+    tasks: Mapping[str, str]
+    out: str | None = None
+    fisher: FisherConfig = field(default_factory=lambda: FisherConfig(halves=True))
+    max_length: int = 512
+    sparsity: float = 0.5
+    damage: DamageConfig = field(default_factory=DamageConfig)
+    trust_remote_code: bool = False
+    dtype: DType = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _text("model", self.model)
+        if not isinstance(self.tasks, Mapping) or not self.tasks:
+            raise ConfigError(
+                f"tasks is {self.tasks!r}; give at least one name and JSONL file, "
+                "for example --task code=code.jsonl"
+            )
+        check_task_names(self.tasks)
+        for name, path in self.tasks.items():
+            _text(f"tasks.{name}", path)
+        if self.out is not None:
+            _text("out", self.out)
+        _whole("max_length", self.max_length, low=2)
+        _number("sparsity", self.sparsity, low=0.0, high=1.0)
+        _flag("trust_remote_code", self.trust_remote_code)
+        _choice("dtype", self.dtype, get_args(DType))
+        _text("device", self.device)
+        _check_fisher(self.fisher)
+        _check_damage(self.damage)
+
+
+def _check_fisher(fisher: FisherConfig) -> None:
+    if not isinstance(fisher, FisherConfig):
+        raise ConfigError(f"fisher is {fisher!r}; expected settings (a FisherConfig)")
+    _choice("fisher.structure", fisher.structure, get_args(Structure))
+    _choice("fisher.fisher_type", fisher.fisher_type, get_args(FisherType))
+    _choice("fisher.unit", fisher.unit, get_args(Unit))
+    _choice("fisher.likelihood", fisher.likelihood, LIKELIHOODS)
+    _choice("fisher.on_nonfinite", fisher.on_nonfinite, get_args(OnNonFinite))
+    _whole("fisher.draws", fisher.draws, low=1)
+    _whole("fisher.seed", fisher.seed, low=0)
+    if fisher.batch_size is not None:
+        _whole("fisher.batch_size", fisher.batch_size, low=1)
+    if fisher.max_examples is not None:
+        _whole("fisher.max_examples", fisher.max_examples, low=1)
+    patterns = fisher.parameters
+    if patterns is not None:
+        listed = [patterns] if isinstance(patterns, str) else patterns
+        if not isinstance(listed, Sequence) or not listed:
+            raise ConfigError(
+                f"fisher.parameters is {patterns!r}; give one glob pattern or a list of them"
+            )
+        for pattern in listed:
+            _text("fisher.parameters", pattern)
+
+
+def _check_damage(damage: DamageConfig) -> None:
+    if not isinstance(damage, DamageConfig):
+        raise ConfigError(f"damage is {damage!r}; expected settings (a DamageConfig)")
+    _flag("damage.enabled", damage.enabled)
+    _flag("damage.measure", damage.measure)
+    if damage.max_examples is not None:
+        _whole("damage.max_examples", damage.max_examples, low=2)
+    _number("damage.fraction", damage.fraction, low=0.0, high=100.0)
+
+
+def _text(key: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{key} is {value!r}; expected text that is not empty")
+
+
+def _flag(key: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key} is {value!r}; expected true or false")
+
+
+def _choice(key: str, value: Any, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"{key} is {value!r}; expected one of {', '.join(known)}")
+
+
+def _whole(key: str, value: Any, *, low: int) -> None:
+    # bool is a subclass of int, and `draws: yes` is a mistake, not a one.
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(f"{key} is {value!r}; expected a whole number of at least {low}")
+
+
+def _number(key: str, value: Any, *, low: float, high: float) -> None:
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not fits or not math.isfinite(value) or not low < value < high:
+        raise ConfigError(f"{key} is {value!r}; expected a number between {low:g} and {high:g}")
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """The Fisher settings that a user may write in a config file.
+
+    Args:
+        config: A run.
+
+    Returns:
+        One entry per field of :class:`FisherConfig`, without ``halves`` (always kept) and
+        ``ema_decay`` (not used by a run).
+    """
+    return {name: getattr(config.fisher, name) for name in FISHER_KEYS}
+
+
+FISHER_KEYS = tuple(f.name for f in fields(FisherConfig) if f.name not in {"halves", "ema_decay"})
+DAMAGE_KEYS = tuple(f.name for f in fields(DamageConfig))
+RUN_KEYS = tuple(f.name for f in fields(RunConfig))

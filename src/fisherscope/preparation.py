@@ -1,0 +1,176 @@
+"""Everything that is settled before the first pass: examples, likelihood, coverage, identity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, get_args
+
+from torch import nn
+
+from fisherscope.data import Example, examples, fingerprint
+from fisherscope.defaults import FisherConfig, FisherType, OnNonFinite, Structure, Unit
+from fisherscope.engine.coverage import Coverage
+from fisherscope.engine.fingerprint import model_fingerprint
+from fisherscope.engine.selection import check_finite, select
+from fisherscope.engine.sweep import Labelling
+from fisherscope.engine.verify import cover
+from fisherscope.errors import DataError, ParameterError
+from fisherscope.likelihoods import Likelihood, resolve
+from fisherscope.structures import Identity
+
+try:
+    VERSION = version("fisherscope")
+except PackageNotFoundError:  # run from a source tree that is not installed
+    VERSION = "0+unknown"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked request.
+
+    Attributes:
+        model: The model.
+        config: The options.
+        examples: Labelled examples, each with at least one supervised token.
+        likelihood: The model's likelihood.
+        parameters: Requested name to parameter.
+        coverage: What covers which parameter.
+        identity: Identity of the result.
+    """
+
+    model: nn.Module
+    config: FisherConfig
+    examples: list[Example]
+    likelihood: Likelihood
+    parameters: dict[str, nn.Parameter]
+    coverage: Coverage
+    identity: Identity
+
+    @cached_property
+    def labelling(self) -> Labelling:
+        """Which labels are scored."""
+        return labelling(self.config)
+
+    @property
+    def kept_sets(self) -> int:
+        """How many sets of labels keep their norms apart: the draws."""
+        return max(1, self.labelling.draws)
+
+
+def labelling(config: FisherConfig) -> Labelling:
+    """Which labels an estimate scores.
+
+    Args:
+        config: The options.
+
+    Returns:
+        Draws, seed, and whether tokens are backpropagated one by one.
+    """
+    if config.fisher_type == "mc":
+        return Labelling(draws=config.draws, seed=config.seed)
+    return Labelling(split=config.unit == "token")
+
+
+def prepare(model: nn.Module, data: Any, config: FisherConfig) -> Prepared:
+    """Check everything that can be checked without a long pass.
+
+    Args:
+        model: The model.
+        data: Anything that :func:`fisherscope.data.examples` takes.
+        config: The options.
+
+    Returns:
+        The checked request; two examples have been through the model.
+
+    Raises:
+        DataError: If an example has no supervised token.
+    """
+    _check_options(config)
+    check_finite(model)
+    parameters = select(model, config.parameters)
+    rows = examples(data, max_examples=config.max_examples)
+    likelihood = resolve(model, config.likelihood, rows)
+    rows = likelihood.complete(rows, sampled=config.fisher_type == "mc")
+    likelihood.check(rows, model)
+    mute = [e.id for e in rows if not likelihood.tokens(e)]
+    if mute:
+        raise DataError(
+            f"no supervised token in example {', '.join(map(repr, mute[:5]))}"
+            + (f" and {len(mute) - 5} more" if len(mute) > 5 else "")
+            + "; drop these rows, or raise max_length"
+        )
+    return Prepared(
+        model=model,
+        config=config,
+        examples=rows,
+        likelihood=likelihood,
+        parameters=parameters,
+        coverage=cover(model, likelihood, rows, parameters),
+        identity=_identity(model, rows, config, likelihood, parameters),
+    )
+
+
+def identity(model: nn.Module, data: Any, config: FisherConfig) -> Identity:
+    """The identity of an estimate, without making it.
+
+    Args:
+        model: The model.
+        data: The examples; may be empty.
+        config: The options.
+
+    Returns:
+        The identity.
+    """
+    rows = examples(data, max_examples=config.max_examples) if len(data) else []
+    likelihood = resolve(model, config.likelihood, rows)
+    rows = likelihood.complete(rows, sampled=config.fisher_type == "mc")
+    return _identity(model, rows, config, likelihood, select(model, config.parameters))
+
+
+def _identity(
+    model: nn.Module,
+    rows: Sequence[Example],
+    config: FisherConfig,
+    likelihood: Likelihood,
+    parameters: dict[str, nn.Parameter],
+) -> Identity:
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in parameters.values()}
+    sampled = config.fisher_type == "mc"
+    return Identity(
+        fisher_type=config.fisher_type,
+        unit=config.unit,
+        structure=config.structure,
+        likelihood=likelihood.name,
+        draws=config.draws if sampled else 1,
+        seed=config.seed if sampled else 0,
+        parameters={name: tuple(p.shape) for name, p in parameters.items()},
+        model_fingerprint=model_fingerprint(model),
+        data_fingerprint=fingerprint(rows),
+        dtype="+".join(sorted(dtypes)),
+        version=VERSION,
+    )
+
+
+def _check_options(config: FisherConfig) -> None:
+    for name, allowed in (
+        ("structure", Structure),
+        ("fisher_type", FisherType),
+        ("unit", Unit),
+        ("on_nonfinite", OnNonFinite),
+    ):
+        value = getattr(config, name)
+        if value not in get_args(allowed):
+            raise ParameterError(
+                f"{name}={value!r} is not available; use one of {', '.join(get_args(allowed))}"
+            )
+    for name in ("draws", "batch_size", "max_examples"):
+        value = getattr(config, name)
+        if value is None and name != "draws":
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ParameterError(f"{name}={value!r} must be a positive integer")
+    if not isinstance(config.seed, int) or isinstance(config.seed, bool):
+        raise ParameterError(f"seed={config.seed!r} must be an integer")

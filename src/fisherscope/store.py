@@ -1,0 +1,169 @@
+"""Task name to Fisher, in memory or in a directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from fisherscope.errors import ParameterError, StoreError, TaskError
+from fisherscope.structures.fisher import Fisher
+from fisherscope.structures.folder import find_folder, folder_names, remove_folder
+from fisherscope.structures.io import MANIFEST, load
+
+# The empty name needs a folder too; a quoted name is never a lone percent sign.
+_EMPTY = "%"
+# Most file systems allow 255 bytes, and a folder being replaced has a prefix.
+_LONGEST = 240
+_SHOWN = 20
+
+
+class UnknownTaskError(TaskError, KeyError):
+    """A task that the store doesn't hold; also a ``KeyError``, as every mapping raises."""
+
+    # KeyError would show the message in quotes.
+    __str__ = Exception.__str__
+
+
+class FisherStore(MutableMapping[str, Fisher]):
+    """A mapping from task to Fisher that several analyses can share.
+
+    Without a path it lives in memory. With one, every task is a folder in that directory:
+    Fishers are written when set, read and verified when first asked for, and kept, so
+    whoever shares a store gets the same object. A task that another process has replaced
+    since is read again. Iteration is in alphabetical order. Any text is a task name.
+
+    Attributes:
+        path: The directory, or ``None``.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        """Open a store; the directory is made when the first Fisher is set.
+
+        Args:
+            path: Directory, existing or not; ``None`` keeps everything in memory.
+
+        Raises:
+            StoreError: If the path is a file.
+        """
+        self.path = None if path is None else Path(path)
+        if self.path is not None and self.path.exists() and not self.path.is_dir():
+            raise StoreError(f"{self.path} is a file; a store needs a directory.")
+        self._memory: dict[str, Fisher] = {}
+        self._stamps: dict[str, tuple[int, ...]] = {}
+
+    def __getitem__(self, task: str) -> Fisher:
+        """The Fisher of a task.
+
+        Args:
+            task: Name of the task.
+
+        Returns:
+            The same object for everybody who shares this store.
+
+        Raises:
+            UnknownTaskError: If the task is unknown; the message names the known ones.
+        """
+        if task not in self:
+            raise UnknownTaskError(self._unknown(task))
+        if self.path is None:
+            return self._memory[task]
+        folder = self._folder(task)
+        stamp = _stamp(folder)
+        if task not in self._memory or self._stamps.get(task) != stamp:
+            self._memory[task] = load(folder)
+            self._stamps[task] = stamp
+        return self._memory[task]
+
+    def __setitem__(self, task: str, fisher: Fisher) -> None:
+        """Keep a Fisher under a task, replacing the one before.
+
+        Args:
+            task: Name of the task.
+            fisher: Its Fisher.
+
+        Raises:
+            ParameterError: If it is not a Fisher.
+            TaskError: If the task is not text.
+        """
+        if not isinstance(task, str):
+            raise TaskError(f"task {task!r} is not text; use str({task!r}).")
+        if not isinstance(fisher, Fisher):
+            raise ParameterError(
+                f"task {task!r}: a store holds Fishers, not {type(fisher).__name__}."
+            )
+        if self.path is not None:
+            folder = self._folder(task)
+            fisher.save(folder)
+            self._stamps[task] = _stamp(folder)
+        self._memory[task] = fisher
+
+    def __delitem__(self, task: str) -> None:
+        """Remove a task and its folder.
+
+        Args:
+            task: Name of the task.
+
+        Raises:
+            UnknownTaskError: If the task is unknown.
+        """
+        if task not in self:
+            raise UnknownTaskError(self._unknown(task))
+        if self.path is not None:
+            remove_folder(self._folder(task))
+        self._memory.pop(task, None)
+        self._stamps.pop(task, None)
+
+    def __iter__(self) -> Iterator[str]:
+        if self.path is None:
+            return iter(sorted(self._memory))
+        if not self.path.is_dir():
+            return iter(())
+        return iter(sorted(_task(name) for name in folder_names(self.path, MANIFEST)))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, task: object) -> bool:
+        if not isinstance(task, str):
+            return False
+        if self.path is None:
+            return task in self._memory
+        return find_folder(self._folder(task), MANIFEST) is not None
+
+    def clear(self) -> None:
+        """Remove all tasks, also damaged ones, without reading them."""
+        for task in list(self):
+            del self[task]
+
+    def __repr__(self) -> str:
+        where = "in memory" if self.path is None else str(self.path)
+        return f"FisherStore({where}, tasks={list(self)})"
+
+    def _folder(self, task: str) -> Path:
+        assert self.path is not None
+        name = quote(task, safe="", errors="surrogatepass") or _EMPTY
+        # A leading dot would make "." and "..", or look like a folder being written.
+        name = name.replace(".", "%2E", 1) if name.startswith(".") else name
+        if len(name) > _LONGEST:
+            raise TaskError(
+                f"task {task[:40]!r}... makes a folder name of {len(name)} characters, more than "
+                f"{_LONGEST}. Use a shorter name."
+            )
+        return self.path / name
+
+    def _unknown(self, task: object) -> str:
+        known = list(self)
+        shown = ", ".join(repr(name) for name in known[:_SHOWN]) or "none yet"
+        rest = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+        return f"unknown task {task!r}; known: {shown}{rest}."
+
+
+def _task(name: str) -> str:
+    return "" if name == _EMPTY else unquote(name, errors="surrogatepass")
+
+
+def _stamp(folder: Path) -> tuple[int, ...]:
+    found = find_folder(folder, MANIFEST)
+    status = ((found or folder) / MANIFEST).stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size

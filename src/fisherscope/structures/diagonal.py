@@ -1,0 +1,118 @@
+"""The diagonal of the Fisher matrix and its algebra."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fisherscope.errors import ParameterError
+from fisherscope.structures.fisher import Fisher, Per
+from fisherscope.structures.vectors import check_vector, damp, total
+
+# Comparing two estimates needs the same quantity, not the same random labels.
+COMPARABLE = ("data_fingerprint", "version", "seed", "draws")
+
+
+class DiagonalFisher(Fisher):
+    """Sums of squared scores of every single parameter, in the parameters' shapes.
+
+    As a matrix it is diagonal, so every operation is elementwise. Vectors in parameter
+    space are mappings from parameter name to tensor; parameters that are absent from one
+    count as zero, unknown names raise.
+    """
+
+    structure: ClassVar[str] = "diagonal"
+
+    def diagonal(self, per: Per = "unit") -> dict[str, Tensor]:
+        """The diagonal of the Fisher matrix.
+
+        Args:
+            per: See :meth:`denominator`. Default: ``"unit"``.
+
+        Returns:
+            Parameter name to a new tensor of the parameter's shape.
+        """
+        return self.means(per)
+
+    def inner(self, other: Fisher) -> float:
+        """Frobenius inner product of the two matrices, each a mean per unit.
+
+        Args:
+            other: A Fisher of the same parameters of the same model; its data, seed and
+                number of draws may differ.
+
+        Returns:
+            The sum over parameters of the product of both diagonals.
+        """
+        self.identity.check(other.identity, ignore=COMPARABLE)
+        products = (total(self.sums[n], other.sums[n]) for n in self.identity.parameters)
+        return math.fsum(products) / self.denominator() / other.denominator()
+
+    def quadratic(self, delta: Mapping[str, Tensor]) -> float:
+        """The quadratic form of a displacement, mean per unit.
+
+        Args:
+            delta: Parameter name to displacement of the parameter's shape.
+
+        Returns:
+            The sum over parameters of ``F delta**2``.
+        """
+        check_vector(delta, self.identity.parameters)
+        host = {name: tensor.detach().cpu() for name, tensor in delta.items()}
+        squares = (total(self.sums[name], d, d) for name, d in host.items())
+        return math.fsum(squares) / self.denominator()
+
+    def matvec(self, v: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The product of the matrix, mean per unit, with a vector.
+
+        Args:
+            v: Parameter name to tensor of the parameter's shape.
+
+        Returns:
+            New CPU tensors under the names of ``v``; absent ones would be zero.
+        """
+        check_vector(v, self.identity.parameters)
+        denominator = self.denominator()
+        return {
+            name: self.sums[name] / denominator * tensor.detach().cpu()
+            for name, tensor in v.items()
+        }
+
+    def solve(self, v: Mapping[str, Tensor], *, damping: float) -> dict[str, Tensor]:
+        """Solve ``(F + damping I) x = v`` with the mean per unit.
+
+        Args:
+            v: Parameter name to tensor of the parameter's shape.
+            damping: Added to the diagonal; in the units of the diagonal.
+
+        Returns:
+            New CPU tensors under the names of ``v``.
+        """
+        check_vector(v, self.identity.parameters)
+        return {name: v[name].detach().cpu() / self._damped(name, damping) for name in v}
+
+    def logdet(self, *, damping: float) -> float:
+        """The log-determinant of ``F + damping I`` with the mean per unit.
+
+        Args:
+            damping: Added to the diagonal; in the units of the diagonal.
+
+        Returns:
+            The sum of logarithms over all parameters, in nats.
+        """
+        return math.fsum(
+            total(self._damped(name, damping), function=torch.log)
+            for name in self.identity.parameters
+        )
+
+    def _damped(self, name: str, damping: float) -> Tensor:
+        return damp(name, self.sums[name] / self.denominator(), damping)
+
+    @classmethod
+    def _check_shape(cls, name: str, held: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        if held != shape:
+            raise ParameterError(f"sums[{name!r}] has shape {held}, but the parameter has {shape}.")

@@ -1,0 +1,119 @@
+"""A Fisher as a folder: ``fisher.json``, sharded sums, the ledger, the halves."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fisherscope.errors import StoreError
+from fisherscope.structures.fisher import Fisher
+from fisherscope.structures.folder import find_folder, write_folder
+from fisherscope.structures.identity import Identity
+from fisherscope.structures.ledger import Ledger
+from fisherscope.structures.manifest import described_by, read_json, seal, unseal, write_json
+from fisherscope.structures.shards import read_tensors, write_tensors
+
+MANIFEST = "fisher.json"
+FORMAT = "fisherscope-fisher"
+FORMAT_VERSION = 1
+
+_OWNED = re.compile(
+    r"fisher\.json|half-[01]|ledger\.json"
+    r"|(sums|ledger)(-\d{5}-of-\d{5})?\.safetensors|(sums|ledger)\.safetensors\.index\.json"
+)
+_ARRAYS = ("squares", "tokens", "draw_variance", "draw_variance_total")
+
+
+def save(fisher: Fisher, path: str | Path, *, max_shard_size: int | str = "5GB") -> None:
+    """Write a Fisher to a folder.
+
+    The folder appears complete or not at all; a Fisher already there stays until then.
+    Anything else at ``path``, or a folder that can't be written, raises
+    :class:`StoreError`.
+
+    Args:
+        fisher: The Fisher.
+        path: The folder; missing parents are made.
+        max_shard_size: Largest safetensors file, in bytes or as text. Default: ``"5GB"``.
+    """
+    write_folder(path, MANIFEST, _OWNED, lambda folder: _fill(fisher, folder, max_shard_size))
+
+
+def load(path: str | Path) -> Fisher:
+    """Read a Fisher from its folder and check every byte against the recorded hashes.
+
+    Args:
+        path: The folder that :func:`save` wrote.
+
+    Returns:
+        A Fisher of the class that was saved, equal to it bit by bit.
+
+    Raises:
+        StoreError: If the folder is missing, incomplete, changed, foreign or of another
+            format version; the message names the file and the fix.
+    """
+    folder = find_folder(path, MANIFEST)
+    if folder is None:
+        there = Path(path).exists()
+        raise StoreError(
+            f"{path} {f'has no {MANIFEST}' if there else 'does not exist'}, so there is no Fisher "
+            "to load. Check the path, or make one with estimate(...).save(path)."
+        )
+    return _read(folder)
+
+
+def _fill(fisher: Fisher, folder: Path, max_shard_size: int | str) -> None:
+    ledger = fisher.ledger
+    write_tensors(folder, "sums", fisher.sums, max_shard_size)
+    arrays = {name: getattr(ledger, name) for name in _ARRAYS}
+    write_tensors(
+        folder,
+        "ledger",
+        {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None},
+        max_shard_size,
+    )
+    write_json(folder / "ledger.json", {"ids": ledger.ids, "tensors": ledger.tensors})
+    for number, half in enumerate(fisher.halves or ()):
+        (folder / f"half-{number}").mkdir()
+        _fill(half, folder / f"half-{number}", max_shard_size)
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "structure": fisher.structure,
+        "identity": fisher.identity.to_json(),
+        "n_units": fisher.n_units,
+        "n_examples": fisher.n_examples,
+        "n_tokens": fisher.n_tokens,
+        "coverage": fisher.coverage,
+        "skipped": fisher.skipped,
+        "halves": fisher.halves is not None,
+    }
+    seal(folder, MANIFEST, content)
+
+
+def _read(folder: Path) -> Fisher:
+    with described_by(folder / MANIFEST):
+        return _rebuild(unseal(folder, MANIFEST, kind=FORMAT, version=FORMAT_VERSION), folder)
+
+
+def _rebuild(content: dict[str, Any], folder: Path) -> Fisher:
+    ledger = read_json(folder / "ledger.json")
+    arrays: dict[str, np.ndarray] = {
+        name: tensor.numpy() for name, tensor in read_tensors(folder, "ledger").items()
+    }
+    sums = read_tensors(folder, "sums")
+    identity = Identity.from_json(content["identity"])
+    halves = (_read(folder / "half-0"), _read(folder / "half-1")) if content["halves"] else None
+    return Fisher.of_structure(content["structure"])(
+        identity=identity,
+        sums={name: sums[name] for name in identity.parameters},
+        ledger=Ledger(ids=tuple(ledger["ids"]), tensors=tuple(ledger["tensors"]), **arrays),
+        coverage=content["coverage"],
+        n_units=content["n_units"],
+        halves=halves,
+        skipped=tuple(content["skipped"]),
+    )

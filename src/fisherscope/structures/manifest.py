@@ -1,0 +1,148 @@
+"""Manifests: one JSON file that says what a folder is and proves that it is intact.
+
+It holds the size and SHA-256 of every other file and a checksum of itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fisherscope.errors import FisherscopeError, StoreError
+
+AGAIN = "Restore it from a copy, or delete the folder and make it again."
+
+
+def seal(folder: Path, manifest: str, content: Mapping[str, Any]) -> None:
+    """Write the manifest, the last file of a folder.
+
+    Args:
+        folder: The folder with everything else in it; sealed subfolders are included
+            through their own manifests.
+        manifest: Name of the manifest.
+        content: What the manifest says, ready for JSON.
+    """
+    files = [p for p in folder.iterdir() if p.is_file()]
+    files += folder.glob(f"*/{manifest}")
+    body = {
+        **content,
+        "files": {
+            p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": _sha256(p)}
+            for p in sorted(files)
+        },
+    }
+    write_json(folder / manifest, {**body, "checksum": _checksum(body)})
+
+
+def unseal(folder: Path, manifest: str, *, kind: str, version: int) -> dict[str, Any]:
+    """Read a manifest and make sure that every file is as it was written.
+
+    Args:
+        folder: The folder.
+        manifest: Name of the manifest.
+        kind: What its ``format`` must be.
+        version: What its ``format_version`` must be.
+
+    Returns:
+        The manifest's content.
+
+    Raises:
+        StoreError: If a file is missing, truncated, changed or foreign; the message names
+            the file.
+    """
+    body = read_json(folder / manifest)
+    if not isinstance(body, dict) or body.get("format") != kind:
+        raise StoreError(f"{folder / manifest} is not of the format {kind!r}. Check the path.")
+    if body.get("format_version") != version:
+        raise StoreError(
+            f"{folder / manifest} has format version {body.get('format_version')!r}, but this "
+            f"version of fisherscope reads {version}. Use the version that wrote it, or make the "
+            "folder again."
+        )
+    checksum = body.pop("checksum", None)
+    if checksum != _checksum(body):
+        raise StoreError(f"{folder / manifest} was changed after it was written. {AGAIN}")
+    for name, expected in body["files"].items():
+        _verify(folder / name, expected)
+    return body
+
+
+@contextmanager
+def described_by(path: Path) -> Generator[None]:
+    """Turn whatever goes wrong while rebuilding an object from a folder into one error.
+
+    Args:
+        path: The manifest.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        StoreError: If the block raised because the content is not what it should be.
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except (FisherscopeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(
+            f"{path} does not describe what it should ({error!r}): fisherscope did not write it. "
+            "Make the folder again."
+        ) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a value as JSON in ASCII.
+
+    Args:
+        path: The file.
+        content: A value of plain types, without NaN or infinity.
+    """
+    path.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="ascii")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The value.
+
+    Raises:
+        StoreError: If it is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StoreError(f"can't read {path}: {error}. Check the path. {AGAIN}") from error
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is not JSON ({error}): truncated or foreign. {AGAIN}") from error
+
+
+def _verify(path: Path, expected: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        raise StoreError(f"{path} is missing. {AGAIN}")
+    if (size := path.stat().st_size) != expected["bytes"]:
+        raise StoreError(f"{path} has {size} bytes instead of {expected['bytes']}. {AGAIN}")
+    try:
+        digest = _sha256(path)
+    except OSError as error:
+        raise StoreError(f"can't read {path}: {error}. Check its permissions.") from error
+    if digest != expected["sha256"]:
+        raise StoreError(f"{path} was changed after it was written (SHA-256 differs). {AGAIN}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -1,0 +1,458 @@
+"""The loop over data: adding up, halves, resuming, non-finite examples, options."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fisherscope as fs
+from fisherscope import estimation
+from oracles import brute, models, nets, rows
+from oracles.checks import check, compare
+
+STRUCTURES = ("diagonal", "grouped")
+OPTIONS = {
+    "empirical": {},
+    "token": {"unit": "token"},
+    "mc": {"fisher_type": "mc", "draws": 3, "seed": 2},
+}
+
+
+def same(a: fs.Fisher, b: fs.Fisher, *, rtol: float = 1e-5) -> None:
+    """Equal but for the rounding of fp32 sums in another order."""
+    assert a.ledger.ids == b.ledger.ids and a.n_units == b.n_units
+    assert (a.ledger.tokens == b.ledger.tokens).all()
+    np.testing.assert_allclose(a.ledger.squares, b.ledger.squares, rtol=rtol)
+    if b.ledger.draw_variance is not None:
+        size = b.ledger.squares**2
+        assert (abs(a.ledger.draw_variance - b.ledger.draw_variance) <= 1e-4 * size + 1e-12).all()
+    for name, expected in b.sums.items():
+        error = float((a.sums[name] - expected).norm())
+        assert error <= rtol * float(expected.norm()), name
+    assert a.identity == b.identity
+
+
+def estimate(case: models.Case, data: list[rows.Row], **options) -> fs.Fisher:
+    return fs.estimate(case.model, rows.examples(data), progress=False, **options)
+
+
+# Would catch: means kept instead of sums, counts of batches instead of examples, draws keyed by
+# place in the data, a fingerprint that depends on the order.
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("name", ["llama-tied", "layerscale"])
+def test_parts_add_up_to_the_whole(name, structure, options):
+    case = models.case(name)
+    whole = estimate(case, case.rows, structure=structure, **options)
+    first = estimate(case, case.rows[1::2], structure=structure, **options)
+    second = estimate(case, case.rows[::2], structure=structure, batch_size=2, **options)
+    same(first + second, whole)
+    same(second + first, whole)
+
+
+# Would catch: a mean that is not one (it must not change), sums that are not (they double).
+@pytest.mark.parametrize("options", [{}, {"unit": "token"}, {"unit": "position"}])
+def test_examples_repeated_under_new_ids_count_twice(options):
+    case = models.case("gpt2")
+    twice = [*case.rows, *(dataclasses.replace(row, id=f"{row.id}-again") for row in case.rows)]
+    once, double = estimate(case, case.rows, **options), estimate(case, twice, **options)
+    assert double.n_units == 2 * once.n_units and double.n_tokens == 2 * once.n_tokens
+    for name, total in once.sums.items():
+        torch.testing.assert_close(double.sums[name], 2 * total, rtol=1e-4, atol=1e-9)
+    for per in ("unit", "example", "token"):
+        assert double.trace(per) == pytest.approx(once.trace(per), rel=1e-5)
+    assert double.identity.data_fingerprint != once.identity.data_fingerprint
+
+
+# Would catch: labels drawn by content or by place rather than by id.
+def test_repeated_examples_draw_labels_of_their_own():
+    case = models.case("mlp")
+    twice = [*case.rows, *(dataclasses.replace(row, id=f"{row.id}-again") for row in case.rows)]
+    fisher = estimate(case, twice, fisher_type="mc")
+    squares = dict(zip(fisher.ledger.ids, fisher.ledger.squares[:, 0], strict=True))
+    differ = [squares[row.id] != squares[f"{row.id}-again"] for row in case.rows]
+    assert any(differ)
+
+
+# Would catch: halves that overlap or leave examples out, that depend on the order of the data,
+# or whose sums are not those of their examples alone.
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_halves_add_up_and_are_estimates_of_their_own(structure):
+    case = models.case("gpt2")
+    fisher = estimate(case, case.rows, structure=structure, halves=True)
+    first, second = fisher.halves
+    assert len(first.ledger) + len(second.ledger) == len(case.rows)
+    assert abs(len(first.ledger) - len(second.ledger)) <= 1
+    same(fisher, estimate(case, case.rows, structure=structure))
+    for half in fisher.halves:
+        mine = [row for row in case.rows if row.id in half.ledger.ids]
+        same(half, estimate(case, mine, structure=structure))
+    again = estimate(case, case.rows[::-1], structure=structure, halves=True)
+    assert again.halves[0].ledger.ids == first.ledger.ids
+
+
+# -- interruption -------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(model: nn.Module, call: int, error: type[BaseException]) -> list[int]:
+    """Raise at the given forward pass; counts the passes."""
+    count = [0]
+
+    def hook(*_: object) -> None:
+        count[0] += 1
+        if count[0] == call:
+            raise error
+
+    model.register_forward_hook(hook)
+    return count
+
+
+def passes(name: str, **options) -> int:
+    """Forward passes of an estimate that is not interrupted."""
+    case = models.fresh(name)
+    count = stop_at(case.model, 0, Stop)
+    estimate(case, case.rows, **options)
+    return count[0]
+
+
+# Would catch: work that is lost or counted twice; a batch that is half in the sums; draws or
+# skipped examples that change on the way; a temporary state that is taken for a finished one.
+@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("name", ["bert-mlm", "layerscale"])
+def test_resumes_where_it_was_interrupted(monkeypatch, tmp_path, name, structure, options, error):
+    monkeypatch.setattr(estimation, "CHECKPOINT_SECONDS", 0.0)
+    options = {**options, "structure": structure, "batch_size": 1}
+    case = models.fresh(name)
+    place = tmp_path / "state"
+    whole = estimate(models.case(name), case.rows, **options)
+    count = stop_at(case.model, passes(name, **options) - 1, error)
+    with pytest.raises(error):
+        estimate(case, case.rows, checkpoint=place, **options)
+    kept = fs.load(place)
+    assert 0 < len(kept.ledger) < len(case.rows)
+    count[0] = 10**6
+    same(estimate(case, case.rows, checkpoint=place, **options), whole)
+    resumed = count[0] - 10**6
+    # The finished state serves as well, without another pass over the data.
+    count[0] = 10**6
+    same(estimate(case, case.rows[::-1], checkpoint=str(place), **options), whole)
+    assert count[0] - 10**6 < resumed < passes(name, **options)
+
+
+# Would catch: an interrupt from the keyboard that throws away what was done since the last
+# regular save, although the documentation says that it is kept.
+def test_an_interrupt_saves_what_is_complete(tmp_path):
+    case = models.fresh("mlp")
+    stop_at(case.model, passes("mlp", batch_size=1) - 1, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        estimate(case, case.rows, checkpoint=tmp_path / "state", batch_size=1)
+    kept = fs.load(tmp_path / "state")
+    assert len(kept.ledger) == len(case.rows) - 2
+    mine = [row for row in case.rows if row.id in kept.ledger.ids]
+    same(kept, estimate(case, mine))
+
+
+# Would catch: halves that share one state.
+def test_resumes_within_halves(monkeypatch, tmp_path):
+    monkeypatch.setattr(estimation, "CHECKPOINT_SECONDS", 0.0)
+    case = models.fresh("mlp")
+    options = {"batch_size": 1, "halves": True}
+    whole = estimate(models.case("mlp"), case.rows, **options)
+    stop_at(case.model, passes("mlp", **options) - 1, Stop)
+    with pytest.raises(Stop):
+        estimate(case, case.rows, checkpoint=tmp_path, **options)
+    again = estimate(case, case.rows, checkpoint=tmp_path, **options)
+    same(again, whole)
+    for half, expected in zip(again.halves, whole.halves, strict=True):
+        same(half, expected)
+
+
+# Would catch: a foreign state that is silently continued. The message names the field.
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"unit": "token"}, "unit"),
+        ({"structure": "grouped"}, "structure"),
+        ({"fisher_type": "mc"}, "fisher_type"),
+        ({"parameters": "head.*"}, "parameters"),
+    ],
+)
+def test_a_state_of_other_options_is_refused(tmp_path, change, field):
+    case = models.case("mlp")
+    estimate(case, case.rows, checkpoint=tmp_path / "state")
+    with pytest.raises(fs.IdentityError, match=field):
+        estimate(case, case.rows, checkpoint=tmp_path / "state", **change)
+
+
+def test_a_state_of_other_data_or_another_model_is_refused(tmp_path):
+    case = models.case("mlp")
+    estimate(case, case.rows, checkpoint=tmp_path / "state")
+    other = rows.points(6, (5,), classes=4, seed=1)
+    with pytest.raises(fs.IdentityError, match="data_fingerprint"):
+        estimate(case, other, checkpoint=tmp_path / "state")
+    with pytest.raises(fs.IdentityError, match="data_fingerprint"):
+        estimate(case, case.rows[:3], checkpoint=tmp_path / "state")
+    changed = models.fresh("mlp")
+    with torch.no_grad():
+        changed.model.head.bias[0] += 1e-3
+    with pytest.raises(fs.IdentityError, match="model_fingerprint"):
+        estimate(changed, case.rows, checkpoint=tmp_path / "state")
+
+
+# Would catch: more examples than the state was made of refused, although it only grows.
+def test_a_state_serves_for_a_larger_data_set(tmp_path):
+    case = models.case("mlp")
+    estimate(case, case.rows[:4], checkpoint=tmp_path / "state")
+    more = estimate(case, case.rows, checkpoint=tmp_path / "state")
+    same(more, estimate(case, case.rows))
+
+
+# Would catch: an empty folder (made by the caller) taken for a broken state.
+def test_an_empty_folder_is_a_place_for_the_state(tmp_path):
+    case = models.case("mlp")
+    fisher = estimate(case, case.rows, checkpoint=tmp_path)
+    same(fs.load(tmp_path), fisher)
+
+
+# -- examples that are not finite ---------------------------------------------------------
+
+
+def poisoned(case: models.Case, ids: set[str], value: float = float("nan")) -> list[rows.Row]:
+    return [
+        rows.Row(r.id, {n: x * value for n, x in r.inputs.items()}, r.labels) if r.id in ids else r
+        for r in case.rows
+    ]
+
+
+# Would catch: NaN in the sums without a word, or blamed on the whole batch.
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_raises_with_the_id_of_the_example(size, value):
+    case = models.case("mlp-regression")
+    data = [rows.Row(r.id, r.inputs, r.labels * value) if r.id == "row-3" else r for r in case.rows]
+    with pytest.raises(fs.NonFiniteError, match="'row-3'") as raised:
+        estimate(case, data, batch_size=size)
+    assert "row-2" not in str(raised.value) and "skip" in str(raised.value)
+
+
+# Would catch: a batch thrown away for one example of it; partial sums of a bad batch kept; a
+# bad example counted.
+@pytest.mark.parametrize("name", ["resnet", "layerscale", "mlp-regression"])
+@pytest.mark.parametrize("size", [1, 2, 8])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_skips_and_reports_what_is_not_finite(name, size, structure):
+    case = models.case(name)
+    bad = {"row-1", "row-4"}
+    data = poisoned(case, bad)
+    options = {"on_nonfinite": "skip", "batch_size": size, "structure": structure}
+    fisher = estimate(case, data, **options)
+    good = [row for row in case.rows if row.id not in bad]
+    expected, _ = brute.diagonal(brute.twin(name), good, case.likelihood)
+    if structure == "grouped":
+        expected = brute.rows_summed(case.model, expected)
+    compare(fisher.sums, expected)
+    assert set(fisher.skipped) == bad and not bad & set(fisher.ledger.ids)
+    assert fisher.n_examples == fisher.n_units == len(good)
+    clean = estimate(case, good, structure=structure)
+    assert clean.identity.data_fingerprint != fisher.identity.data_fingerprint
+
+
+# Would catch: a skipped example tried again (or counted twice) after an interruption.
+def test_skipped_examples_stay_skipped_when_resuming(monkeypatch, tmp_path):
+    monkeypatch.setattr(estimation, "CHECKPOINT_SECONDS", 0.0)
+    case = models.fresh("mlp")
+    data = poisoned(case, {"row-0"})
+    options = {"on_nonfinite": "skip", "batch_size": 1, "checkpoint": tmp_path / "state"}
+    whole = estimate(models.case("mlp"), data, on_nonfinite="skip")
+    count = stop_at(case.model, 0, Stop)
+    estimate(case, data, on_nonfinite="skip", batch_size=1)
+    case = models.fresh("mlp")
+    stop_at(case.model, count[0] - 1, Stop)
+    with pytest.raises(Stop):
+        estimate(case, data, **options)
+    again = estimate(case, data, **options)
+    assert again.skipped == ("row-0",)
+    same(again, whole)
+
+
+# Would catch: a division by zero examples, or a silent Fisher of nothing.
+def test_nothing_finite_at_all():
+    case = models.case("mlp")
+    data = poisoned(case, {row.id for row in case.rows})
+    fisher = estimate(case, data, on_nonfinite="skip")
+    assert fisher.n_examples == 0 and set(fisher.skipped) == {row.id for row in case.rows}
+    with pytest.raises(fs.DataError, match="skipped"):
+        fisher.trace()
+    with pytest.raises(fs.NonFiniteError, match="row-"):
+        estimate(case, data)
+
+
+# Would catch: a broken checkpoint found out after an hour, or not at all.
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(value):
+    case = models.fresh("mlp")
+    count = stop_at(case.model, 0, Stop)
+    with torch.no_grad():
+        case.model.second.weight[2, 3] = value
+    with pytest.raises(fs.NonFiniteError, match="second.weight"):
+        estimate(case, case.rows)
+    assert count[0] == 0
+
+
+# Would catch: large but finite weights whose sum overflows taken for broken ones.
+def test_weights_whose_sum_overflows_are_finite():
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[3e38, 3e38], [0.0, 0.0]]))
+    data = (torch.tensor([[1e-38, 0.0]]), torch.tensor([1]))
+    assert np.isfinite(fs.estimate(model, data, progress=False).trace())
+
+
+# -- what is asked for --------------------------------------------------------------------
+
+
+# Would catch: an option that is ignored, a typing error that is read as the default.
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"structure": "diag"}, "diagonal"),
+        ({"unit": "sequence"}, "example, token, position"),
+        ({"fisher_type": "true"}, "mc"),
+        ({"on_nonfinite": "ignore"}, "skip"),
+        ({"draws": 0}, "draws=0"),
+        ({"draws": True}, "draws=True"),
+        ({"draws": None}, "draws=None"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 2.0}, "batch_size=2.0"),
+        ({"max_examples": -1}, "max_examples=-1"),
+        ({"seed": 0.5}, "seed=0.5"),
+        ({"parameters": "hed.*"}, "head"),
+        ({"parameters": ["head.*", "nothing"]}, "nothing"),
+    ],
+)
+def test_options_that_make_no_sense(options, said):
+    case = models.fresh("mlp")
+    count = stop_at(case.model, 0, Stop)
+    with pytest.raises(fs.ParameterError, match=said.replace("*", r"\*")):
+        estimate(case, case.rows, **options)
+    assert count[0] == 0
+
+
+# Would catch: a tied tensor listed twice, or not found under its second name.
+@pytest.mark.parametrize("pattern", ["lm_head.weight", "model.embed_tokens.weight", "*embed*"])
+def test_a_tied_tensor_is_found_under_each_of_its_names(pattern):
+    case = models.case("llama-tied")
+    fisher = estimate(case, case.rows, parameters=pattern)
+    assert list(fisher.sums) == ["model.embed_tokens.weight"]
+    check(fisher, "llama-tied")
+
+
+def test_patterns_select_whole_names_in_the_order_of_the_model():
+    case = models.case("llama-untied")
+    fisher = estimate(case, case.rows, parameters=["*norm*", "*layers.1.mlp*"])
+    everything = [n for n, _ in case.model.named_parameters()]
+    assert list(fisher.sums) == [n for n in everything if "norm" in n or "layers.1.mlp" in n]
+    check(fisher, "llama-untied")
+
+
+# Would catch: rounding that depends on what else is estimated.
+def test_asking_for_less_changes_nothing():
+    case = models.case("gpt2")
+    whole = estimate(case, case.rows)
+    part = estimate(case, case.rows, parameters="*mlp*")
+    assert all(torch.equal(whole.sums[n], total) for n, total in part.sums.items())
+
+
+# Would catch: labels of the data used where labels are drawn.
+def test_drawn_labels_need_no_labels_and_do_not_look_at_them():
+    case = models.case("mlp")
+    x = torch.stack([row.inputs["0"] for row in case.rows])
+    options = {"fisher_type": "mc", "likelihood": "classification", "progress": False}
+    bare = fs.estimate(case.model, x, **options)
+    for labels in (torch.zeros(6, dtype=torch.long), torch.arange(6) % 4):
+        labelled = fs.estimate(case.model, (x, labels), **options)
+        assert all(torch.equal(labelled.sums[n], bare.sums[n]) for n in bare.sums)
+    with pytest.raises(fs.DataError, match="no labels"):
+        fs.estimate(case.model, x, likelihood="classification", progress=False)
+
+
+# Would catch: a language model without labels refused, or scored on its padding.
+def test_text_without_labels_is_supervised_everywhere():
+    case = models.case("gpt2")
+    data = [dataclasses.replace(row, labels=row.inputs["input_ids"]) for row in case.rows]
+    batch = rows.padded(data, left=False)
+    batch.pop("labels")
+    fisher = fs.estimate(case.model, batch, progress=False)
+    expected, _ = brute.diagonal(brute.twin("gpt2"), data, "causal-lm")
+    compare(fisher.sums, expected)
+
+
+def test_the_same_seed_gives_the_same_bits():
+    case = models.case("bert")
+    options = {"fisher_type": "mc", "draws": 2}
+    one, same_seed = (estimate(case, case.rows, seed=4, **options) for _ in range(2))
+    other = estimate(case, case.rows, seed=5, **options)
+    assert all(torch.equal(one.sums[n], same_seed.sums[n]) for n in one.sums)
+    assert not all(torch.equal(one.sums[n], other.sums[n]) for n in one.sums)
+
+
+# Would catch: seeds and draws in the identity of an estimate that knows none, so that equal
+# estimates could not be added.
+def test_identity_before_and_after():
+    case = models.case("gpt2")
+    data = rows.examples(case.rows)
+    for options in ({}, {"fisher_type": "mc", "draws": 2, "seed": 3}, {"parameters": "*mlp*"}):
+        fisher = fs.estimate(case.model, data, progress=False, **options)
+        assert estimation.identity(case.model, data, **options) == fisher.identity
+    assert estimation.identity(case.model, data, seed=3).seed == 0
+    assert fisher.identity.dtype == "float32"
+
+
+def test_the_first_examples_only():
+    case = models.case("mlp")
+    same(estimate(case, case.rows, max_examples=4), estimate(case, case.rows[:4]))
+
+
+# Would catch: kinds of data read in another way.
+def test_tensors_and_loaders_give_the_same_as_examples():
+    case = models.case("mlp")
+    x = torch.stack([row.inputs["0"] for row in case.rows])
+    y = torch.stack([row.labels for row in case.rows])
+    expected = brute.reference("mlp", "example")[0]
+    for data in ((x, y), DataLoader(TensorDataset(x, y), batch_size=4)):
+        compare(fs.estimate(case.model, data, progress=False).sums, expected)
+
+
+def test_progress_is_shown_only_when_wanted(capfd):
+    case = models.case("mlp")
+    fs.estimate(case.model, rows.examples(case.rows), progress=False)
+    assert capfd.readouterr() == ("", "")
+    fs.estimate(case.model, rows.examples(case.rows), progress=True)
+    out, err = capfd.readouterr()
+    assert not out and "Fisher" in err and "token" in err
+
+
+def test_a_module_without_parameters():
+    with pytest.raises(fs.ParameterError, match="no parameters"):
+        fs.estimate(nn.ReLU(), torch.zeros(2, 3), likelihood="classification", progress=False)
+
+
+# Would catch: a likelihood whose rows are not the model's outputs, found out by a shape error
+# from deep inside.
+def test_outputs_that_do_not_fit_the_labels():
+    data = rows.examples(rows.points(4, (5,), targets=3))
+    with pytest.raises(fs.LikelihoodError, match="regression"):
+        fs.estimate(nets.MLP(2), data, progress=False)
+    with pytest.raises(fs.LikelihoodError, match="say likelihood="):
+        fs.estimate(nets.MLP(2), torch.zeros(3, 5), progress=False)
