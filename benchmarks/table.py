@@ -158,22 +158,22 @@ def _peaks(found: list[Figures]) -> str:
 
 
 def _batches(found: list[Figures]) -> str:
-    """Peak memory at one and at four batches, and how much of it is beyond the forward pass."""
+    """Peak memory at one and at four batches, and how much of it is beyond a plain step."""
     rows = []
     for shape in found:
         peaks_of = shape.get("batch_memory", {})
-        base = list(peaks_of.get("forward", {}).values())
+        base = list(peaks_of.get("plain", {}).values())
         for name, peaks in peaks_of.items():
             both = list(peaks.values())
             above: list[int | None] = [None, None]
-            if base and name != "forward":
+            if base and name != "plain":
                 pairs = zip(both, base, strict=True)
                 above = [None if None in pair else pair[0] - pair[1] for pair in pairs]
             where = f"{shape['shape']}, batch {' → '.join(peaks)}"
             rows.append([where, _labels([shape], [name])[name], *map(_megabytes, both + above)])
     if not rows:
         return ""
-    header = ["shape", "method", "peak, B", "peak, 4B", "beyond the forward pass, B", "…, 4B"]
+    header = ["shape", "method", "peak, B", "peak, 4B", "beyond a plain step, B", "…, 4B"]
     return "\n\n### Does memory grow with the batch (MB)?\n\n" + _markdown(header, rows)
 
 
@@ -200,10 +200,9 @@ def _targets(found: list[Figures]) -> str:
             lines.append([what, f"≤ {limit:.2f}", f"{value:.2f}", met])
 
     ours = _ratios(found, "ours", transformer)
-    if not ours:
-        return ""
-    add("diagonal, median over language models", statistics.median(ours.values()), 1.10)
-    add("diagonal, slowest language model", max(ours.values()), 1.20)
+    if ours:
+        add("diagonal, median over language models", statistics.median(ours.values()), 1.10)
+        add("diagonal, slowest language model", max(ours.values()), 1.20)
     add("diagonal, resnet", _ratios(found, "ours", lambda s: s == "resnet").get("resnet"), 1.40)
     for name, value in ours.items():
         if name.endswith("vocab32k"):
@@ -229,6 +228,8 @@ def _targets(found: list[Figures]) -> str:
         lost = [row for row in rivals if row[-1] != "yes"]
         lines += lost or sorted(rivals, key=lambda row: row[1])[:1]
         rivals.clear()
+    if not lines:
+        return ""
     return "\n\n### Targets\n\n" + _markdown(["what", "target", "measured", "met"], lines)
 
 

@@ -17,12 +17,10 @@ from fisherscope import preparation
 from fisherscope.data import Example, batches, fingerprint
 from fisherscope.data import halves as split_in_halves
 from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, OnNonFinite, Structure, Unit
-from fisherscope.engine.coverage import bind
-from fisherscope.engine.layers import UnexpectedShapeError
 from fisherscope.engine.sweep import Sweep
 from fisherscope.errors import IdentityError, NonFiniteError
 from fisherscope.interruption import whole_batches
-from fisherscope.preparation import Prepared
+from fisherscope.preparation import Prepared, settled
 from fisherscope.structures import Fisher, Ledger, load
 from fisherscope.structures.accumulate import Accumulator
 
@@ -110,11 +108,11 @@ def estimate(
     prepared = preparation.prepare(model, data, config)
     folder = Path(checkpoint) if checkpoint is not None else None
     if not halves:
-        return _Run(prepared, prepared.examples, folder, progress, "Fisher").finish()
+        return _run(prepared, prepared.examples, folder, progress, "Fisher")
     parts = []
     for number, part in enumerate(split_in_halves(prepared.examples)):
         place = folder / f"half-{number}" if folder is not None else None
-        parts.append(_Run(prepared, part, place, progress, f"Fisher, half {number + 1}").finish())
+        parts.append(_run(prepared, part, place, progress, f"Fisher, half {number + 1}"))
     return dataclasses.replace(parts[0] + parts[1], halves=(parts[0], parts[1]))
 
 
@@ -132,6 +130,16 @@ def identity(model: nn.Module, data: Any, **options: Any):
     return preparation.identity(model, data, FisherConfig(**options))
 
 
+def _run(
+    prepared: Prepared,
+    examples: Sequence[Example],
+    folder: Path | None,
+    progress: bool,
+    title: str,
+) -> Fisher:
+    return settled(prepared, lambda p: _Run(p, examples, folder, progress, title).finish())
+
+
 class _Run:
     """One pass over some examples, resumable."""
 
@@ -145,11 +153,7 @@ class _Run:
     ):
         self.prepared, self.examples = prepared, list(examples)
         self.folder, self.progress, self.title = folder, progress, title
-        self.coverage = prepared.coverage
-        self._start()
-
-    def _start(self) -> None:
-        p = self.prepared
+        p = prepared
         self.done: list[Example] = []
         self.skipped: list[str] = []
         self.norms: list[np.ndarray] = []
@@ -165,7 +169,9 @@ class _Run:
 
     def _accumulator(self) -> Accumulator:
         config = self.prepared.config
-        return Accumulator(self.prepared.parameters, self.coverage, config.structure, config.unit)
+        return Accumulator(
+            self.prepared.parameters, self.prepared.coverage, config.structure, config.unit
+        )
 
     def _resume(self, earlier: Fisher) -> Fisher:
         mine = self.prepared.identity
@@ -180,44 +186,21 @@ class _Run:
         return earlier
 
     def finish(self) -> Fisher:
-        while True:
-            try:
-                return self._loop()
-            except UnexpectedShapeError:
-                # A use that the two probe examples did not show: the parameters concerned
-                # take the exact slow path, from the start.
-                slow = dict(self._failures)
-                slow |= {n: "its use changed between batches" for n in self.coverage.slow}
-                self.coverage = bind(
-                    self.prepared.model,
-                    self.prepared.parameters,
-                    self.coverage.head,
-                    slow,
-                    self.coverage.single,
-                    self.coverage.untested - set(slow),
-                )
-                self._start()
-
-    def _loop(self) -> Fisher:
         p = self.prepared
         saved = time.monotonic()
         total = sum(p.likelihood.tokens(e) for group in self.left for e in group)
-        sweep = Sweep(p.model, p.likelihood, self.coverage)
+        sweep = Sweep(p.model, p.likelihood, p.coverage)
         bar = tqdm(total=total, desc=self.title, unit="token", disable=not self.progress)
-        try:
-            with bar, sweep, whole_batches(self.folder is not None) as interrupted:
-                for group in self.left:
-                    self._batch(sweep, group)
-                    bar.update(sum(p.likelihood.tokens(e) for e in group))
-                    late = time.monotonic() - saved > CHECKPOINT_SECONDS
-                    if self.folder is not None and (late or interrupted()):
-                        self._fisher().save(self.folder)
-                        saved = time.monotonic()
-                    if interrupted():
-                        raise KeyboardInterrupt
-        except UnexpectedShapeError:
-            self._failures = dict(sweep.observer.failures)
-            raise
+        with bar, sweep, whole_batches(self.folder is not None) as interrupted:
+            for group in self.left:
+                self._batch(sweep, group)
+                bar.update(sum(p.likelihood.tokens(e) for e in group))
+                late = time.monotonic() - saved > CHECKPOINT_SECONDS
+                if self.folder is not None and (late or interrupted()):
+                    self._fisher().save(self.folder)
+                    saved = time.monotonic()
+                if interrupted():
+                    raise KeyboardInterrupt
         fisher = self._fisher()
         if self.folder is not None:
             fisher.save(self.folder)
@@ -272,7 +255,7 @@ class _Run:
                 draw_variance=norms.var(0, ddof=1) if several else None,
                 draw_variance_total=norms.sum(2).var(0, ddof=1) if several else None,
             ),
-            coverage=dict(self.coverage.text),
+            coverage=dict(p.coverage.text),
             n_units=len(self.done) if config.unit == "example" else int(tokens.sum()),
             skipped=tuple(self.skipped),
         )

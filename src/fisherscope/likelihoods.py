@@ -98,6 +98,13 @@ class Likelihood(ABC):
                 f"targets of shape {tuple(targets.shape)}; choose another likelihood= "
                 f"({', '.join(NAMES)}) or fix the labels"
             )
+        if not targets.is_floating_point():
+            largest = int(targets.max()) if targets.numel() else IGNORE
+            if largest >= outputs.shape[-1]:
+                raise LikelihoodError(
+                    f"{self.name}: label {largest}, but the model has {outputs.shape[-1]} classes "
+                    f"(0 to {outputs.shape[-1] - 1}); fix the labels or load the right head"
+                )
         return outputs
 
     def tokens(self, example: Example) -> int:
@@ -196,7 +203,11 @@ class Categorical(Likelihood):
         sets = []
         for draw, uniform in enumerate(uniforms):
             # Scaling by the last entry keeps the draw inside the table whatever the rounding.
-            threshold = uniform.to(p).unsqueeze(-1) * cumulative[..., -1:]
+            # Kept below it, or a uniform that rounds to one would draw an impossible class.
+            last = cumulative[..., -1:]
+            threshold = torch.minimum(
+                uniform.to(p).unsqueeze(-1) * last, torch.nextafter(last, torch.zeros_like(last))
+            )
             drawn = torch.searchsorted(cumulative, threshold, right=True)
             drawn.clamp_(max=outputs.shape[-1] - 1)
             labels = torch.where(supervised, drawn.squeeze(-1), targets)
@@ -277,8 +288,9 @@ def _check_tokenwise(name: str, examples: Sequence[Example], vocabulary: int | N
                 f"shape {tuple(ids.shape)}; {name} needs one label per token (-100: unsupervised)"
             )
         known = labels[labels != IGNORE]
-        if vocabulary is not None and known.numel():
-            _check_ids(example.id, known, vocabulary, "labels")
+        if known.numel():
+            most = vocabulary if vocabulary is not None else int(known.max()) + 1
+            _check_ids(example.id, known, most, "labels")
 
 
 class Classification(Categorical):
@@ -320,6 +332,11 @@ class Classification(Categorical):
                     f"example {example.id!r}: classification needs one integer label, got "
                     f"{labels.dtype} of shape {tuple(labels.shape)}; use likelihood='regression' "
                     "for real targets"
+                )
+            if int(labels) != IGNORE and int(labels) < 0:
+                raise DataError(
+                    f"example {example.id!r}: label {int(labels)} is negative; classes count from "
+                    "0, and -100 means unsupervised"
                 )
 
 

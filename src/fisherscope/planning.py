@@ -15,7 +15,7 @@ from fisherscope.data import Example, batches
 from fisherscope.defaults import FisherConfig
 from fisherscope.engine.coverage import SLOW
 from fisherscope.engine.sweep import Sweep
-from fisherscope.preparation import Prepared, prepare
+from fisherscope.preparation import Prepared, prepare, settled
 from fisherscope.results import Result
 from fisherscope.structures.accumulate import Accumulator
 
@@ -101,7 +101,10 @@ def plan(model: nn.Module, data: Any, **options: Any) -> Plan:
     Returns:
         The plan; ``print`` shows it as a table.
     """
-    prepared = prepare(model, data, FisherConfig(**options))
+    return settled(prepare(model, data, FisherConfig(**options)), _plan)
+
+
+def _plan(prepared: Prepared) -> Plan:
     groups = batches(prepared.examples, prepared.config.batch_size)
     tokens = [[prepared.likelihood.tokens(e) for e in group] for group in groups]
     split = prepared.labelling.split and prepared.likelihood.tokenwise

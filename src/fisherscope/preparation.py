@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from torch import nn
 
 from fisherscope.data import Example, examples, fingerprint
 from fisherscope.defaults import FisherConfig, FisherType, OnNonFinite, Structure, Unit
-from fisherscope.engine.coverage import Coverage
+from fisherscope.engine.coverage import SLOW, Coverage, bind
 from fisherscope.engine.fingerprint import model_fingerprint
+from fisherscope.engine.layers import UnexpectedShapeError
 from fisherscope.engine.selection import check_finite, select
 from fisherscope.engine.sweep import Labelling
 from fisherscope.engine.verify import cover
 from fisherscope.errors import DataError, ParameterError
 from fisherscope.likelihoods import Likelihood, resolve
 from fisherscope.structures import Identity
+
+T = TypeVar("T")
 
 try:
     VERSION = version("fisherscope")
@@ -49,6 +52,21 @@ class Prepared:
     coverage: Coverage
     identity: Identity
 
+    def slower(self, names: Mapping[str, str]) -> Prepared:
+        """The same request with more parameters on the exact slow path.
+
+        Args:
+            names: Parameter to reason.
+
+        Returns:
+            A new request.
+        """
+        known = self.coverage
+        reasons = {n: known.text[n].removeprefix(f"{SLOW}: ") for n in known.slow} | dict(names)
+        untested = known.untested - set(reasons)
+        coverage = bind(self.model, self.parameters, known.head, reasons, known.single, untested)
+        return replace(self, coverage=coverage)
+
     @cached_property
     def labelling(self) -> Labelling:
         """Which labels are scored."""
@@ -58,6 +76,28 @@ class Prepared:
     def kept_sets(self) -> int:
         """How many sets of labels keep their norms apart: the draws."""
         return max(1, self.labelling.draws)
+
+
+def settled(prepared: Prepared, run: Callable[[Prepared], T]) -> T:
+    """Run something, again from the start if a layer turns out to be used unlike before.
+
+    Args:
+        prepared: The request; its rules were right on the examples that verified them.
+        run: What to do with it.
+
+    Returns:
+        What ``run`` returned.
+
+    Raises:
+        UnexpectedShapeError: If no parameter can be blamed.
+    """
+    while True:
+        try:
+            return run(prepared)
+        except UnexpectedShapeError as error:
+            if not error.names:
+                raise
+            prepared = prepared.slower(error.names)
 
 
 def labelling(config: FisherConfig) -> Labelling:

@@ -72,11 +72,19 @@ def test_the_written_config_replays_the_run(run, finished, tmp_path, monkeypatch
     assert numbers(tmp_path / "again") == numbers(finished)
 
 
-def test_the_config_holds_absolute_paths(finished):
+def test_the_config_holds_absolute_paths(run, model, tasks, tmp_path, monkeypatch):
     # Would catch a config that means something else in another folder.
-    config = yaml.safe_load((finished / "config.yaml").read_text())
+    monkeypatch.chdir(model.parent)
+    prose = os.path.relpath(tasks["prose"])
+    out = os.path.relpath(tmp_path / "run")
+    run("analyze", "--model", model.name, "--task", f"prose={prose}", "--out", out, "-q",
+        "--no-damage")  # fmt: skip
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["model"] == str(model)
+    assert os.path.realpath(config["tasks"]["prose"]) == os.path.realpath(tasks["prose"])
     for path in (config["model"], config["out"], *config["tasks"].values()):
         assert os.path.isabs(path)
+        assert ".." not in path.split(os.sep)
 
 
 def test_running_again_estimates_nothing(run, finished, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 import checkpoints
 import fisherscope
@@ -169,18 +170,27 @@ def test_an_unexpected_error_is_one_line_too(run, model, tasks, monkeypatch):
     )
 
 
-def test_quiet_prints_the_place_of_the_report_only(model, tasks, tmp_path):
-    # Would catch progress bars of other libraries; in a process of its own, as users run it.
+def test_a_hub_id_in_a_process_of_its_own(model, tasks, tmp_path):
+    # Would catch progress bars of other libraries under -q, a hub id taken for a folder, and
+    # a config that would replay on whatever the branch holds by then.
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "home" / "hub" / "models--org--tiny"
+    shutil.copytree(model, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
     source = os.path.dirname(os.path.dirname(fisherscope.__file__))
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": source}
     result = subprocess.run(
         [sys.executable, "-c", "from fisherscope.cli import main; main()", "analyze", "-q",
-         "--model", str(model), "--task", f"prose={tasks['prose']}", "--no-damage",
+         "--model", "org/tiny", "--task", f"prose={tasks['prose']}", "--no-damage",
          "--out", str(tmp_path / "run")],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source},
+        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **home},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert result.stdout == f"Report: {tmp_path / 'run' / 'report.html'}\n"
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["model"], config["revision"]) == ("org/tiny", commit)
 
 
 def test_checkpoints_are_left_alone(model, finished):

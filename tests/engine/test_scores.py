@@ -73,8 +73,8 @@ KINDS = {
 def by_rows(name: str, d: Tensor) -> Tensor:
     """Sums over everything but the output dimension (the second where stored transposed)."""
     if d.ndim == 1:
-        return d
-    return d.sum(0) if name == "transposed" else d.flatten(1).sum(1)
+        return d.clone()
+    return d.sum(0 if name == "transposed" else 1, keepdim=True)
 
 
 # Would catch: any formula of a score that differs from its definition, also on top of sums
@@ -140,7 +140,7 @@ def test_a_tied_table_gets_its_cross_terms():
     whole = torch.einsum("nto,nti->noi", g, a) + table.dense
     for method, expected in (
         ("squares", whole.square().sum(0)),
-        ("row_squares", whole.square().sum((0, 2))),
+        ("row_squares", whole.square().sum((0, 2)).unsqueeze(1)),
     ):
         total = torch.zeros_like(expected)
         norms = getattr(head, method)(total) + getattr(tied, method)(total)

@@ -44,6 +44,7 @@ def test_every_setting_survives_the_file(tmp_path):
         trust_remote_code=True,
         dtype="bfloat16",
         device="cpu",
+        revision="v1.0",
     )
     assert config_from_yaml(write(tmp_path, config_to_yaml(config))) == config
 

@@ -115,24 +115,25 @@ def drawn_labels(model: nn.Module, row: Row, likelihood: str, uniforms: Tensor) 
     return (cumulative < uniforms[:, None] * cumulative[:, -1:]).sum(-1)
 
 
-def mc(model: nn.Module, rows: Sequence[Row], likelihood: str, seed: int, draws: int):
-    """Squared scores of drawn labels: sums over draws, and norms {name: [rows, draws]}.
+def draw_labels(model: nn.Module, row: Row, likelihood: str, seed: int, draw: int) -> Tensor:
+    """The labels of a row for a seed: keyed by the rank among its supervised tokens."""
+    real = row.labels.is_floating_point()
+    tokens = row.labels.numel() if real else len(supervised(row, likelihood)[0])
+    u = keyed_uniforms(seed, [row.id], np.arange(tokens)[None], draw)[0]
+    return drawn_labels(model, row, likelihood, torch.from_numpy(u))
 
-    A token's number is keyed by its rank among the supervised tokens of its row.
-    """
-    own = parameters(model)
+
+def mc(model: nn.Module, rows: Sequence[Row], likelihood: str, seed: int, draws: int):
+    """Squared scores of drawn labels: sums over draws, and norms {name: [rows, draws]}."""
     total = zeros(model)
     norms = {name: torch.zeros(len(rows), draws, dtype=torch.float64) for name in total}
     for n, row in enumerate(rows):
-        real = row.labels.is_floating_point()
-        tokens = row.labels.numel() if real else len(supervised(row, likelihood)[0])
         for draw in range(draws):
-            u = keyed_uniforms(seed, [row.id], np.arange(tokens)[None], draw)[0]
-            labels = drawn_labels(model, row, likelihood, torch.from_numpy(u))
+            labels = draw_labels(model, row, likelihood, seed, draw)
             for score in scores(model, row, likelihood, "example", labels):
-                for name in own:
-                    total[name] += score[name].square()
-                    norms[name][n, draw] += score[name].square().sum()
+                for name, g in score.items():
+                    total[name] += g.square()
+                    norms[name][n, draw] += g.square().sum()
     return total, norms
 
 

@@ -240,6 +240,7 @@ _CASES: dict[str, Callable[[], Case]] = {
     "signals": lambda: Case(
         nets.Signals(), rows.points(5, (2, 9), classes=3), "classification", zero=("up.bias",)
     ),
+    "thin": lambda: Case(nets.Thin(), rows.ids(5, 6, 9, classes=3), "classification"),
     "mlp": lambda: Case(nets.MLP(4), rows.points(6, (5,), classes=4), "classification"),
     "mlp-regression": lambda: Case(nets.MLP(2), rows.points(6, (5,), targets=2), "regression"),
     "multihead": lambda: Case(

@@ -85,6 +85,19 @@ def points(
     ]
 
 
+def ids(n: int, length: int, vocabulary: int, *, classes: int) -> list[Row]:
+    """Positional sequences of ids of one length."""
+    g = torch.Generator().manual_seed(6)
+    return [
+        Row(
+            f"row-{number}",
+            {"0": torch.randint(0, vocabulary, (length,), generator=g)},
+            torch.tensor(number % classes),
+        )
+        for number in range(n)
+    ]
+
+
 def examples(rows: Sequence[Row]) -> list[Example]:
     return [Example(row.id, row.inputs, row.labels) for row in rows]
 

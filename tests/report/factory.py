@@ -101,6 +101,9 @@ def _importance(rng, n_layers, modules, task):
             factor = level * 10 ** (0.8 * (depth - 0.5) * np.cos(task + 2 * depth))
             size = 512 if module == "norm" else 512 * (1408 if "proj" in module[2:] else 512)
             rows.append((layer, f"model.layers.{layer}.{module}.weight", module, size, factor))
+            if module == "q_proj":
+                name = f"model.layers.{layer}.q_proj.bias"
+                rows.append((layer, name, module, 512, 30 * factor))
             if module == "norm":
                 rows.append((layer, f"model.layers.{layer}.post_norm.weight", module, size, factor))
     found = []

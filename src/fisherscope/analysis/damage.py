@@ -21,7 +21,7 @@ from fisherscope.engine.scores import Score
 from fisherscope.engine.selection import select
 from fisherscope.engine.sweep import Labelling, Sweep
 from fisherscope.errors import NonFiniteError, ParameterError
-from fisherscope.preparation import Prepared, prepare
+from fisherscope.preparation import Prepared, prepare, settled
 from fisherscope.results import Result
 from fisherscope.structures import Fisher
 
@@ -127,10 +127,14 @@ def damage(
     groups = batches(prepared.examples, batch_size)
     ids = [e.id for group in groups for e in group]
     tokens = np.array([prepared.likelihood.tokens(e) for g in groups for e in g], dtype=float)
-    gradient = inner_products(prepared, Labelling(), moves, progress)[0]
+
+    def along(labelling: Labelling) -> np.ndarray:
+        return settled(prepared, lambda p: inner_products(p, labelling, moves, progress))
+
+    gradient = along(Labelling())[0]
     scores = gradient[None]
     if fisher_type == "mc":
-        scores = inner_products(prepared, Labelling(draws=draws, seed=seed), moves, progress)
+        scores = along(Labelling(draws=draws, seed=seed))
     changes = {label: np.full(len(ids), np.nan) for label in moves}
     if measure:
         changes = _measure(prepared, groups, ids, moves, progress)

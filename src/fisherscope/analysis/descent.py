@@ -13,7 +13,7 @@ from fisherscope.defaults import DEFAULTS, FisherConfig
 from fisherscope.engine.scores import Score
 from fisherscope.engine.sweep import Labelling, Sweep
 from fisherscope.errors import DataError, ParameterError
-from fisherscope.preparation import Prepared, prepare
+from fisherscope.preparation import Prepared, prepare, settled
 
 
 def descent_step(
@@ -62,12 +62,13 @@ def descent_step(
     )
     prepared = prepare(model, data, config)
     total = sum(prepared.likelihood.tokens(e) for e in prepared.examples)
-    gradient = {name: g / total for name, g in _sum_of_gradients(prepared).items()}
+    gradient = {name: g / total for name, g in settled(prepared, _sum_of_gradients).items()}
     squared = sum(float(g.double().square().sum()) for g in gradient.values())
     if not squared:
         raise DataError("the gradient of the task vanishes: there is no direction of descent")
     labelling = Labelling(draws=1, seed=seed)
-    along = inner_products(prepared, labelling, {"g": gradient}, False)[0, :, :, 0].sum(1)
+    products = settled(prepared, lambda p: inner_products(p, labelling, {"g": gradient}, False))
+    along = products[0, :, :, 0].sum(1)
     curvature = float((along**2).sum()) / total
     step = squared / curvature if curvature > 0 else 1.0
     return {name: -fraction * step * g for name, g in gradient.items()}

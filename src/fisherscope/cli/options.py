@@ -81,6 +81,7 @@ _OPTIONS = (
         help="YAML file with any of these settings; options on the command line win.",
     ),
     click.option("--model", help="Folder of a Hugging Face checkpoint, or a hub id."),
+    click.option("--revision", help="Branch, tag or commit of a hub id."),
     click.option(
         "--task",
         multiple=True,

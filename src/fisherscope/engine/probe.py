@@ -56,8 +56,9 @@ class Probe(torch.autograd.Function):
             Gradients for the arguments of :meth:`forward`.
         """
         (gradient,) = gradients
-        ctx.callback(ctx.saved_tensors, gradient)
-        return (gradient, None, None, *([None] * len(ctx.saved_tensors)))
+        saved = ctx.saved_tensors  # checkpointing allows them to be unpacked only once
+        ctx.callback(saved, gradient)
+        return (gradient, None, None, *([None] * len(saved)))
 
 
 def watch(output: Tensor, anchor: Tensor, callback: Callback, *saved: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ Shapes: ``batch`` examples, ``shared`` positions of an example that use the same
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -31,11 +31,14 @@ class Score(ABC):
 
     @abstractmethod
     def row_squares(self, total: Tensor) -> Tensor:
-        """Add ``Σ_n`` of the squares of each output row to ``total`` [rows]; return norms."""
+        """Add the squares summed over each group to ``total``; return ``‖G_n‖²`` [batch].
+
+        ``total`` has the parameter's dimensions, with size 1 along those summed over.
+        """
 
     @abstractmethod
     def position_squares(self, total: Tensor) -> Tensor:
-        """Like :meth:`squares` with every position its own unit."""
+        """Like :meth:`squares` or :meth:`row_squares`, every position its own unit."""
 
     @abstractmethod
     def inner(self, delta: Tensor) -> Tensor:
@@ -71,13 +74,13 @@ class MatrixScore(Score):
         return contraction.add_squares(*self._stored(), total)
 
     def row_squares(self, total: Tensor) -> Tensor:  # noqa: D102
-        return contraction.add_row_squares(self.g, self.a, total)
+        return contraction.add_row_squares(self.g, self.a, total.view(-1))
 
     def position_squares(self, total: Tensor) -> Tensor:  # noqa: D102
-        if total.ndim == 1:
+        if total.numel() != self.g.shape[2] * self.a.shape[2]:
             g2, a2 = fp32(self.g).square(), fp32(self.a).square().sum(2, keepdim=True)
             per_row = (g2 * a2).sum(1)
-            total.add_(per_row.sum(0))
+            total.view(-1).add_(per_row.sum(0))
             return per_row.sum(1)
         return contraction.add_position_squares(*self._stored(), total)
 
@@ -137,12 +140,12 @@ class EmbeddingScore(Score):
 
     def row_squares(self, total: Tensor) -> Tensor:  # noqa: D102
         example, token, squared = self._squared_segments(total.shape[0])
-        total.index_add_(0, token, squared.sum(1).to(total.dtype))
+        total.view(-1).index_add_(0, token, squared.sum(1).to(total.dtype))
         return self._norms(example, squared.sum(1))
 
     def position_squares(self, total: Tensor) -> Tensor:  # noqa: D102
         squared = fp32(self.g).square()
-        rows = squared.sum(2) if total.ndim == 1 else squared
+        rows = squared.sum(2, keepdim=True) if total.shape[1] == 1 else squared
         total.index_add_(0, self.ids.flatten(), rows.flatten(0, 1).to(total.dtype))
         return squared.sum((1, 2))
 
@@ -204,15 +207,12 @@ class VectorScore(Score):
     def row_squares(self, total: Tensor) -> Tensor:  # noqa: D102
         # A scale over several dimensions is grouped along its first; a vector not at all.
         squared = self._examples().square_().view(self.g.shape[0], total.numel(), -1).sum(2)
-        total.add_(squared.sum(0))
+        total.view(-1).add_(squared.sum(0))
         return squared.sum(1)
 
     def position_squares(self, total: Tensor) -> Tensor:  # noqa: D102
         squared = self._positions().square()
-        summed = squared.sum((0, 1))
-        if total.ndim == 1 and total.numel() != summed.numel():
-            summed = summed.view(total.numel(), -1).sum(1)
-        total.view(-1).add_(summed)
+        total.view(-1).add_(squared.sum((0, 1)).view(total.numel(), -1).sum(1))
         return squared.sum((1, 2))
 
     def inner(self, delta: Tensor) -> Tensor:  # noqa: D102
@@ -229,55 +229,45 @@ class VectorScore(Score):
 
 @dataclass(frozen=True)
 class DenseScore(Score):
-    """Whole per-example gradients, made one at a time and dropped at once.
+    """Whole per-example gradients, made a few at a time and dropped at once.
 
-    ``gradient(n)`` is the dense gradient of example ``n``; ``squared_positions()`` the sum
-    over all positions of the batch, per example norms included, where the layer has a
-    cheaper way than one position at a time (``None`` where positions have no meaning).
+    ``gradients(rows)`` are the dense gradients of some examples [examples, *parameter];
+    ``positions(rows)`` the same of squared positions summed, where positions have a meaning.
     """
 
     batch: int
-    gradient: Callable[[int], Tensor]
-    product: Callable[[Tensor], Tensor] | None = None
-    positions: Callable[[], tuple[Tensor, Tensor]] | None = None
+    gradients: Callable[[slice], Tensor]
+    positions: Callable[[slice], Tensor] | None = None
+    chunk: int = 1
     kind = "dense"
 
-    def squares(self, total: Tensor) -> Tensor:  # noqa: D102
-        norms = []
-        for n in range(self.batch):
-            g = self.gradient(n).to(total.dtype)
-            total.addcmul_(g, g)
-            norms.append(torch.linalg.vector_norm(g).square())
-        return torch.stack(norms)
+    def _chunks(self) -> Iterator[slice]:
+        for start in range(0, self.batch, self.chunk):
+            yield slice(start, min(start + self.chunk, self.batch))
 
-    def row_squares(self, total: Tensor) -> Tensor:  # noqa: D102
-        norms = []
-        for n in range(self.batch):
-            g = self.gradient(n).to(total.dtype)
-            rows = g.reshape(total.shape[0], -1).square().sum(1)
-            total.add_(rows)
-            norms.append(rows.sum())
-        return torch.stack(norms)
+    def _add(self, squared: Tensor, total: Tensor) -> Tensor:
+        total.add_(squared.sum(0).sum_to_size(total.shape))
+        return squared.flatten(1).sum(1)
+
+    def squares(self, total: Tensor) -> Tensor:  # noqa: D102
+        return torch.cat([self._add(self.gradients(r).square(), total) for r in self._chunks()])
+
+    row_squares = squares
 
     def position_squares(self, total: Tensor) -> Tensor:  # noqa: D102
         if self.positions is None:
-            return self.row_squares(total) if total.ndim == 1 else self.squares(total)
-        squared, norms = self.positions()
-        if total.ndim == 1 and squared.ndim > 1:
-            squared = squared.flatten(1).sum(1)
-        total.add_(squared)
-        return norms
+            return self.squares(total)
+        return torch.cat([self._add(self.positions(r), total) for r in self._chunks()])
 
     def inner(self, delta: Tensor) -> Tensor:  # noqa: D102
-        if self.product is not None:
-            return self.product(delta)
-        return torch.stack([(self.gradient(n) * delta).sum() for n in range(self.batch)])
+        parts = [(self.gradients(r) * delta).flatten(1).sum(1) for r in self._chunks()]
+        return torch.cat(parts)
 
     def add(self, total: Tensor) -> None:  # noqa: D102
-        for n in range(self.batch):
-            total.add_(self.gradient(n))
+        for rows in self._chunks():
+            total.add_(self.gradients(rows).sum(0))
 
     def merge(self, other: Score) -> Score | None:  # noqa: D102
         if not isinstance(other, DenseScore) or self.positions or other.positions:
             return None
-        return DenseScore(self.batch, lambda n: self.gradient(n) + other.gradient(n))
+        return DenseScore(self.batch, lambda rows: self.gradients(rows) + other.gradients(rows))

@@ -143,7 +143,7 @@ class Sweep:
                     observer.backward(output, labels.cotangent, position + draw, sink, retain)
                     used.append(labels.labels)
             if observer.failures:
-                raise UnexpectedShapeError(_explain(observer.failures))
+                raise UnexpectedShapeError(_explain(observer.failures), observer.failures)
         finally:
             observer.finish()
         return loss, used
@@ -160,7 +160,8 @@ class Sweep:
             sets = one_by_one(self.model, self.likelihood, batch, labels, parameters)
             for draw, gradients in enumerate(sets):
                 for name, gradient in gradients.items():
-                    sink(name, DenseScore(1, lambda _, g=gradient: g), slice(n, n + 1), draw)
+                    score = DenseScore(1, lambda _, g=gradient: g.unsqueeze(0))
+                    sink(name, score, slice(n, n + 1), draw)
 
 
 def extent_of(batch: Batch, tokenwise: bool) -> Extent:

@@ -191,8 +191,8 @@ def _disagreements(
     try:
         with sweep:
             sweep.run(pair, Labelling(), sink)
-    except UnexpectedShapeError:
-        return dict(sweep.observer.failures), set()
+    except UnexpectedShapeError as error:
+        return error.names, set()
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         # The model ran for autograd, so it is the observation that it does not bear.
         return dict.fromkeys(fast, f"the model fails while it is observed ({error})"), set()

@@ -39,6 +39,7 @@ class Checkpoint:
         config: The Hugging Face configuration.
         tokenizer: The Hugging Face tokenizer.
         kind: Which sort of model it is, named like its likelihood.
+        revision: Commit of a hub id; ``None`` for a folder.
     """
 
     source: str
@@ -46,6 +47,7 @@ class Checkpoint:
     config: Any
     tokenizer: Any
     kind: str
+    revision: str | None = None
 
 
 def open_checkpoint(run: RunConfig) -> Checkpoint:
@@ -62,12 +64,19 @@ def open_checkpoint(run: RunConfig) -> Checkpoint:
             or masked language model or sequence classifier, or it has no tokenizer.
     """
     source, local = _source(run.model)
-    options = {"trust_remote_code": run.trust_remote_code, "local_files_only": local}
+    options: dict[str, Any] = {
+        "trust_remote_code": run.trust_remote_code,
+        "local_files_only": local,
+        "revision": None if local else run.revision,
+    }
     try:
         config = AutoConfig.from_pretrained(source, **options)
     except Exception as error:
         raise ConfigError(f"model {source}: {_why(error)}; {_fix(source, local)}") from error
     kind = _kind(source, config, run.fisher.likelihood)
+    if not local:
+        # Tokenizer and weights from the same commit, also if the branch moves meanwhile.
+        options["revision"] = getattr(config, "_commit_hash", None) or run.revision
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except Exception as error:
@@ -75,7 +84,7 @@ def open_checkpoint(run: RunConfig) -> Checkpoint:
             f"model {source} has no tokenizer that can be loaded: {_why(error)}; save it beside "
             "the weights with tokenizer.save_pretrained(…)"
         ) from error
-    return Checkpoint(source=source, local=local, config=config, tokenizer=tokenizer, kind=kind)
+    return Checkpoint(source, local, config, tokenizer, kind, options["revision"])
 
 
 def load_model(checkpoint: Checkpoint, run: RunConfig) -> torch.nn.Module:
@@ -100,6 +109,7 @@ def load_model(checkpoint: Checkpoint, run: RunConfig) -> torch.nn.Module:
             dtype=run.dtype if run.dtype == "auto" else getattr(torch, run.dtype),
             trust_remote_code=run.trust_remote_code,
             local_files_only=checkpoint.local,
+            revision=checkpoint.revision,
             # A pickle can run any code when it is read.
             use_safetensors=True,
             output_loading_info=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,14 +99,16 @@ def absolute(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
     """
     return dataclasses.replace(
         config,
-        model=str(Path(checkpoint.source).absolute()) if checkpoint.local else checkpoint.source,
+        model=str(_path(checkpoint.source)) if checkpoint.local else checkpoint.source,
         tasks={name: str(_path(path)) for name, path in config.tasks.items()},
+        revision=checkpoint.revision,
         out=None if config.out is None else str(_path(config.out)),
     )
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    # Without ".." but through links as the user wrote them.
+    return Path(os.path.abspath(Path(text).expanduser()))
 
 
 def _files(config: RunConfig) -> dict[str, Path]:

@@ -52,6 +52,8 @@ class RunConfig:
         dtype: Precision of the weights; ``"auto"`` keeps the one they are stored in.
         device: Where to run, ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` takes the
             first GPU if there is one.
+        revision: Branch, tag or commit of a hub id; ``None`` takes its main branch. A run
+            writes down the commit that it found, so that it replays on the same weights.
     """
 
     model: str
@@ -64,6 +66,7 @@ class RunConfig:
     trust_remote_code: bool = False
     dtype: DType = "auto"
     device: str = "auto"
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         _text("model", self.model)
@@ -82,6 +85,8 @@ class RunConfig:
         _flag("trust_remote_code", self.trust_remote_code)
         _choice("dtype", self.dtype, get_args(DType))
         _text("device", self.device)
+        if self.revision is not None:
+            _text("revision", self.revision)
         _check_fisher(self.fisher)
         _check_damage(self.damage)
 

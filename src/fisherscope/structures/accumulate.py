@@ -70,8 +70,6 @@ class Accumulator:
             draw: Number of the set of labels.
         """
         total = self.sums[name]
-        if self._grouped:
-            total = total.view(-1)
         if self._positions:
             norms = score.position_squares(total)
         elif self._grouped:

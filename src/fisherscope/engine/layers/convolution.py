@@ -9,12 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fisherscope.engine.contraction import at_least_fp32
 from fisherscope.engine.layers.rule import Rule, fold, tensor_argument
 from fisherscope.engine.scores import DenseScore, Score, VectorScore
 
+# Examples whose weight gradients are formed at once; measured to be best while they stay
+# in the cache.
+_MOST_EXAMPLES = 16
+_CHUNK_BYTES = 2**20
+
 
 class ConvolutionRule(Rule):
-    """Per-example weight gradients from the backend's own kernel, one example at a time."""
+    """Per-example weight gradients from the backend's own kernel, a few examples at a time."""
 
     label = "convolution"
 
@@ -26,63 +32,59 @@ class ConvolutionRule(Rule):
         del output
         return (tensor_argument(args),)
 
-    def _weight_gradient(self, x: Tensor, g: Tensor) -> Tensor:
-        conv = self.conv
-        return torch.ops.aten.convolution_backward(
-            g,
-            x,
-            conv.weight.detach().to(g.dtype),
+    def _weight_gradients(self, x: Tensor, g: Tensor) -> Tensor:
+        """Weight gradients of a few examples [examples, *weight], as one grouped convolution."""
+        conv, count = self.conv, x.shape[0]
+        # Only the shape of the weight enters its own gradient.
+        weight = conv.weight.detach().to(g.dtype).repeat(count, *([1] * (conv.weight.ndim - 1)))
+        found = torch.ops.aten.convolution_backward(
+            g.reshape(1, count * g.shape[1], *g.shape[2:]),
+            x.reshape(1, count * x.shape[1], *x.shape[2:]),
+            weight,
             None,
             conv.stride,
-            [0] * len(conv.kernel_size) if self._pads else conv.padding,
+            conv.padding if self._native else [0] * len(conv.kernel_size),
             conv.dilation,
             conv.transposed,
             conv.output_padding,
-            conv.groups,
+            conv.groups * count,
             [False, True, False],
         )[1]
+        return found.view(count, *conv.weight.shape)
 
     @property
-    def _pads(self) -> bool:
-        return not self.conv.transposed
+    def _native(self) -> bool:
+        """Whether the backend's kernel knows this kind of padding."""
+        conv = self.conv
+        return conv.transposed or (conv.padding_mode == "zeros" and conv.padding != "same")
 
     def _pad(self, x: Tensor) -> Tensor:
-        """Padding of every mode, made explicit so that one kernel call serves them all."""
-        if not self._pads:
+        if self._native:
             return x
         mode = "constant" if self.conv.padding_mode == "zeros" else self.conv.padding_mode
-        amounts = self.conv._reversed_padding_repeated_twice
-        return F.pad(x, amounts, mode=mode) if any(amounts) else x
+        return F.pad(x, self.conv._reversed_padding_repeated_twice, mode=mode)
 
     def scores(  # noqa: D102
         self, saved: tuple[Tensor, ...], gradient: Tensor, batch: int
     ) -> Iterator[tuple[str, Score]]:
-        g = fold(gradient, batch)
+        g = at_least_fp32(fold(gradient, batch))
         if "bias" in self.parameters:
             yield "bias", VectorScore(g.reshape(batch, g.shape[1], -1).transpose(1, 2))
         if "weight" not in self.parameters:
             return
-        x = self._pad(fold(saved[0], batch))
-        if g.dtype not in (torch.float32, torch.float64):
-            x, g = x.float(), g.float()
+        x = self._pad(at_least_fp32(fold(saved[0], batch)))
+        bytes_each = self.conv.weight.numel() * x.element_size()
 
-        def gradient_of(n: int) -> Tensor:
-            return self._weight_gradient(x[n : n + 1], g[n : n + 1])
+        def gradients(rows: slice) -> Tensor:
+            return self._weight_gradients(x[rows], g[rows])
 
-        def product(delta: Tensor) -> Tensor:
-            return torch.stack([(gradient_of(n) * delta).sum() for n in range(batch)])
-
-        def positions() -> tuple[Tensor, Tensor]:
+        def positions(rows: slice) -> Tensor:
             # The weight gradient of squared inputs under squared gradients is the sum over
             # positions of the squared outer products.
-            parts = [
-                self._weight_gradient(x[n : n + 1].square(), g[n : n + 1].square())
-                for n in range(batch)
-            ]
-            norms = torch.stack([part.sum() for part in parts])
-            return torch.stack(parts).sum(0), norms
+            return self._weight_gradients(x[rows].square(), g[rows].square())
 
-        yield "weight", DenseScore(batch, gradient_of, product, positions)
+        chunk = max(1, min(_MOST_EXAMPLES, _CHUNK_BYTES // bytes_each))
+        yield "weight", DenseScore(batch, gradients, positions, chunk)
 
 
 def match(module: nn.Module) -> Rule | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,7 +14,16 @@ from fisherscope.engine.scores import Score
 
 
 class UnexpectedShapeError(Exception):
-    """A layer was used in a way its rule does not describe; the caller falls back."""
+    """A layer was used in a way its rule does not describe; the caller falls back.
+
+    Args:
+        message: What happened.
+        names: Requested parameter to reason, where known.
+    """
+
+    def __init__(self, message: str, names: Mapping[str, str] | None = None):
+        super().__init__(message)
+        self.names = dict(names or {})
 
 
 class Rule(ABC):

@@ -250,7 +250,8 @@ class DamageData:
             "is what the step does for its own task. The scatter shows each cell once, prediction "
             "across and measurement up, with 95% intervals, coloured by the task whose loss "
             "changes; on the dashed line they agree. Open diamonds are the diagonal cells. Far "
-            "from the line, the step is too long for the quadratic picture or the estimate too noisy."
+            "from the line, the step is too long for the quadratic picture, or the estimate is "
+            "too noisy."
         )
 
     def table(self) -> Table:

@@ -1,0 +1,151 @@
+"""What a plan promises, against what the estimate then does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fisherscope as fs
+from fisherscope import planning
+from oracles import models, nets, rows
+from oracles.checks import SLOW
+
+
+# Would catch: a plan made by other code than the estimate.
+@pytest.mark.parametrize("name", ["gpt2", "llama-tied", "opt", "vit", "unused"])
+def test_the_plan_is_what_happens(name):
+    case = models.case(name)
+    data = rows.examples(case.rows)
+    plan = fs.plan(case.model, data)
+    fisher = fs.estimate(case.model, data, progress=False)
+    assert plan.rules == fisher.coverage
+    assert list(plan.rules) == list(fisher.sums)
+    assert plan.n_parameters == fisher.n_parameters == sum(plan.sizes.values())
+    assert (plan.n_examples, plan.n_tokens) == (fisher.n_examples, fisher.n_tokens)
+    assert set(plan.slow) == {n for n in plan.rules if case.is_whole(n)}
+
+
+# Would catch: a plan that fails on a use that the first two examples did not show.
+def test_a_plan_of_experts_that_few_examples_use():
+    case = models.case("experts")
+    plan = fs.plan(case.model, rows.examples(case.rows), batch_size=9)
+    assert list(plan.rules) == [n for n, _ in case.model.named_parameters()]
+
+
+# Would catch: parameters missing from the table, or counted per use.
+def test_table_and_text():
+    case = models.case("vit")
+    plan = fs.plan(case.model, rows.examples(case.rows))
+    frame = plan.to_frame()
+    assert frame["n_parameters"].sum() == sum(p.numel() for p in case.model.parameters())
+    assert frame["n_tensors"].sum() == len(list(case.model.parameters()))
+    assert frame["n_parameters"].is_monotonic_decreasing
+    text = str(plan)
+    assert "linear" in text and "convolution" in text and "norm" in text
+    assert "5 examples, 5 tokens, 1 backward pass per batch" in text
+    assert "slow path: vit.embeddings.cls_token" in text and SLOW not in text.split("slow path")[1]
+
+
+# Would catch: token units planned as one pass, draws left out.
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ({}, 1),
+        ({"unit": "position"}, 1),
+        ({"fisher_type": "mc", "draws": 5}, 5),
+        ({"unit": "token"}, 7),
+        ({"unit": "token", "fisher_type": "mc", "draws": 2}, 2),
+    ],
+)
+def test_backward_passes(options, passes):
+    case = models.case("gpt2")
+    assert (
+        max(len(row.labels) for row in case.rows) == 9
+    )  # the first is never predicted, one is a hole
+    plan = fs.plan(case.model, rows.examples(case.rows), **options)
+    assert plan.passes == passes
+    if passes > 1:
+        assert f"{passes} backward passes per batch" in str(plan)
+
+
+# Would catch: a plan of a classifier by tokens.
+def test_token_unit_of_a_classifier_is_one_pass():
+    case = models.case("bert")
+    assert fs.plan(case.model, rows.examples(case.rows), unit="token").passes == 1
+
+
+# Would catch: sums of fp32 counted as bf16, halves forgotten, grouped sums counted as full ones.
+def test_memory_of_the_sums():
+    case = models.case("mlp")
+    data = rows.examples(case.rows)
+    n = sum(p.numel() for p in case.model.parameters())
+    assert fs.plan(case.model, data).sums_bytes == 4 * n
+    assert fs.plan(case.model, data, halves=True).sums_bytes == 12 * n
+    assert fs.plan(torch.nn.Linear(5, 4), data, structure="grouped").sums_bytes == 4 * (4 + 4)
+    double = models.fresh("mlp").model.double()
+    data64 = rows.examples([
+        rows.Row(r.id, {"0": r.inputs["0"].double()}, r.labels) for r in case.rows
+    ])
+    assert fs.plan(double, data64).sums_bytes == 8 * n
+    half = models.fresh("mlp").model.bfloat16()
+    data16 = rows.examples([
+        rows.Row(r.id, {"0": r.inputs["0"].bfloat16()}, r.labels) for r in case.rows
+    ])
+    assert fs.plan(half, data16).sums_bytes == 4 * n
+
+
+# Would catch: activations of the trial taken for those of the largest batch, weights counted
+# as activations.
+def test_memory_grows_with_the_batch_and_only_there():
+    case = models.case("llama-untied")
+    data = rows.examples(rows.text([8] * 32))
+    small, large = (fs.plan(case.model, data, batch_size=size) for size in (4, 16))
+    kept = [plan.memory_bytes - plan.sums_bytes for plan in (small, large)]
+    biggest = max(p.numel() for p in case.model.parameters()) * 4
+    assert kept[1] - biggest == pytest.approx(4 * (kept[0] - biggest), rel=0.02)
+    # At least the inputs of all linear layers, at most a hundred times as much.
+    positions, hidden = 4 * 8, 16
+    assert positions * hidden * 4 * 14 < kept[0] < 100 * positions * hidden * 4 * 14
+
+
+# Would catch: the time of the trial not scaled by the data, by tokens or by passes.
+def test_time_is_proportional_to_the_work(monkeypatch):
+    case = models.case("llama-untied")
+
+    def timed(go):
+        go()
+        return 1.0
+
+    monkeypatch.setattr(planning, "_timed", timed)
+    data = rows.examples(rows.text([8] * 32))
+    # The trial is over four examples at most.
+    assert fs.plan(case.model, data, batch_size=4).seconds == pytest.approx(8)
+    assert fs.plan(case.model, data, batch_size=16).seconds == pytest.approx(8)
+    assert fs.plan(case.model, data[:4]).seconds == pytest.approx(1)
+    token = fs.plan(case.model, data, unit="token").seconds
+    assert token == pytest.approx(8, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "under 1 s"), (12, "12 s"), (600, "10 min"), (9000, "2.5 h")],
+)
+def test_durations_in_words(seconds, text):
+    assert planning._duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(999, "999 B"), (18_800, "18.8 KB"), (3_210_000_000, "3.21 GB")]
+)
+def test_sizes_in_words(size, text):
+    assert planning._size(size) == text
+
+
+# Would catch: checks that only estimate() makes.
+def test_a_plan_checks_like_an_estimate():
+    case = models.case("mlp")
+    data = rows.examples(case.rows)
+    with pytest.raises(fs.ParameterError, match="structure"):
+        fs.plan(case.model, data, structure="full")
+    with pytest.raises(fs.LikelihoodError):
+        fs.plan(nets.MLP(2), rows.examples(rows.points(3, (5,), targets=3)))
