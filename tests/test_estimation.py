@@ -189,10 +189,13 @@ def test_resumes_within_halves(monkeypatch, tmp_path):
     ],
 )
 def test_a_state_of_other_options_is_refused(tmp_path, change, field):
-    case = models.case("mlp")
-    estimate(case, case.rows, checkpoint=tmp_path / "state")
+    case = models.fresh("mlp")
+    count = stop_at(case.model, 0, Stop)
+    estimate(case, case.rows[:4], checkpoint=tmp_path / "state", batch_size=1)
+    first, count[0] = count[0], 0
     with pytest.raises(fs.IdentityError, match=field):
-        estimate(case, case.rows, checkpoint=tmp_path / "state", **change)
+        estimate(case, case.rows, checkpoint=tmp_path / "state", batch_size=1, **change)
+    assert count[0] <= first - 4  # found out before the pass, not after it
 
 
 def test_a_state_of_other_data_or_another_model_is_refused(tmp_path):

@@ -1,5 +1,22 @@
 """fisherscope: Fisher information of unmodified models, exact, with its uncertainty."""
 
+from fisherscope.analysis import (
+    Concentration,
+    Damage,
+    Importance,
+    Overlap,
+    Similarity,
+    TopCoordinates,
+    concentration,
+    damage,
+    descent_step,
+    importance,
+    masks,
+    overlap,
+    similarity,
+    top_coordinates,
+)
+from fisherscope.data import Example, examples, mask_tokens, read_jsonl
 from fisherscope.defaults import DEFAULTS, FisherConfig
 from fisherscope.errors import (
     ConfigError,
@@ -15,29 +32,54 @@ from fisherscope.errors import (
 )
 from fisherscope.estimation import estimate
 from fisherscope.planning import Plan, plan
+from fisherscope.preparation import VERSION as __version__
 from fisherscope.store import FisherStore
 from fisherscope.structures import DiagonalFisher, Fisher, FisherEMA, GroupedFisher, load
 
 __all__ = [
+    # estimates
+    "DiagonalFisher",
+    "Fisher",
+    "FisherEMA",
+    "FisherStore",
+    "GroupedFisher",
+    "Plan",
+    "estimate",
+    "load",
+    "plan",
+    # data
+    "Example",
+    "examples",
+    "mask_tokens",
+    "read_jsonl",
+    # answers
+    "Concentration",
+    "Damage",
+    "Importance",
+    "Overlap",
+    "Similarity",
+    "TopCoordinates",
+    "concentration",
+    "damage",
+    "descent_step",
+    "importance",
+    "masks",
+    "overlap",
+    "similarity",
+    "top_coordinates",
+    # settings
     "DEFAULTS",
+    "FisherConfig",
+    "__version__",
+    # errors
     "ConfigError",
     "CoverageError",
     "DataError",
-    "DiagonalFisher",
-    "Fisher",
-    "FisherConfig",
-    "FisherEMA",
-    "FisherStore",
     "FisherscopeError",
-    "GroupedFisher",
     "IdentityError",
     "LikelihoodError",
     "NonFiniteError",
     "ParameterError",
-    "Plan",
     "StoreError",
     "TaskError",
-    "estimate",
-    "load",
-    "plan",
 ]

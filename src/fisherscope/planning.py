@@ -78,7 +78,7 @@ class Plan(Result):
             )
         lines.append(
             f"{self.n_examples:,} examples, {self.n_tokens:,} tokens, "
-            f"{self.passes} backward pass{'es' if self.passes > 1 else ''} per batch; about "
+            f"{self.passes} backward pass{'es' if self.passes > 1 else ''} per batch; "
             f"{_duration(self.seconds)}, {_size(self.memory_bytes)} beside the model "
             f"({_size(self.sums_bytes)} of it sums)"
         )
@@ -196,5 +196,5 @@ def _size(n: float) -> str:
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        return f"about {seconds:.0f} s" if seconds >= 1 else "under 1 s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

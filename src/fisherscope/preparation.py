@@ -18,7 +18,7 @@ from fisherscope.engine.layers import UnexpectedShapeError
 from fisherscope.engine.selection import check_finite, select
 from fisherscope.engine.sweep import Labelling
 from fisherscope.engine.verify import cover
-from fisherscope.errors import DataError, ParameterError
+from fisherscope.errors import CoverageError, DataError, ParameterError
 from fisherscope.likelihoods import Likelihood, resolve
 from fisherscope.structures import Identity
 
@@ -89,14 +89,17 @@ def settled(prepared: Prepared, run: Callable[[Prepared], T]) -> T:
         What ``run`` returned.
 
     Raises:
-        UnexpectedShapeError: If no parameter can be blamed.
+        CoverageError: If no parameter can be blamed.
     """
     while True:
         try:
             return run(prepared)
         except UnexpectedShapeError as error:
             if not error.names:
-                raise
+                raise CoverageError(
+                    f"a layer was used in a way that can't be attributed to examples ({error}); "
+                    "use batch_size=1"
+                ) from error
             prepared = prepared.slower(error.names)
 
 

@@ -31,7 +31,17 @@ def test_batch_size_and_order_of_examples(name, size):
 
 
 # Would catch: draws from a stream in the order of the batches; draws keyed by padded position.
-@pytest.mark.parametrize("name", ["gpt2", "bert-mlm", "mlp-regression", "llama-classifier"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt2",
+        "bert-mlm",
+        "mlp-regression",
+        "llama-classifier",
+        "llama-classifier-unpadded",
+        "mixed",
+    ],
+)
 def test_drawn_labels_do_not_depend_on_batches_or_padding(name):
     case = models.case(name)
     options = {"fisher_type": "mc", "draws": 2, "seed": 3, "progress": False}

@@ -113,6 +113,19 @@ def test_nothing_changes(name, act):
         ACTS[act](case)
 
 
+# Would catch: a model that uses random numbers (noise, skipped layers) moving the generator on.
+@pytest.mark.parametrize("act", ["estimate", "mc", "plan", "damage"])
+def test_the_random_state_is_given_back(act):
+    case = models.fresh("mlp")
+
+    def consume(*_: object) -> None:
+        torch.rand(3)
+
+    case.model.first.register_forward_hook(consume)
+    with untouched(case.model):
+        ACTS[act](case)
+
+
 class Stop(Exception):
     """Not one of the library's."""
 

@@ -122,6 +122,7 @@ def test_an_example_with_infinite_scores_does_not_switch_verification_off(broken
     good = [r for r in data if r.id not in broken]
     expected, _ = brute.diagonal(brute.twin("functional"), good, case.likelihood)
     compare(fisher.sums, expected)
+    assert slow(fisher) == {"tied.weight"}
 
 
 # Would catch: a rule trusted because its parameter got no gradient from the two examples it
@@ -256,6 +257,32 @@ def test_subclasses_that_compute_something_else(kind):
     # The norm subtracts what this bias adds.
     compare(fisher.sums, expected, lambda name: name == "embed.bias")
     assert {"norm.weight", "norm.bias"} <= slow(fisher)
+
+
+class Outside(nn.Module):
+    """Like RMSNorm, but epsilon is added to the root."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = 1e-6
+
+    def forward(self, x):
+        return self.weight * (x / (x.square().mean(-1, keepdim=True).sqrt() + self.eps))
+
+
+# Would catch: a short cut for known norms that is taken by a norm which only looks like one
+# for inputs of size one.
+@pytest.mark.parametrize("scale", [1.0, 0.1, 0.01])
+def test_a_norm_that_resembles_another(scale):
+    torch.manual_seed(0)
+    model = models.randomise(nn.Sequential(nn.Linear(5, 6), Outside(6), nn.Linear(6, 3)))
+    with torch.no_grad():
+        model[0].weight.mul_(scale)
+        model[0].bias.mul_(scale)
+    data = rows.points(6, (5,), classes=3)
+    fisher = fs.estimate(model, rows.examples(data), progress=False)
+    compare(fisher.sums, brute.diagonal(brute.double(model), data, "classification")[0])
 
 
 # Would catch: an observer that runs before the user's own hooks and sees something else than

@@ -10,6 +10,7 @@ from transformers import BertConfig, BertModel
 
 import checkpoints
 from fisherscope.errors import ConfigError
+from fisherscope.metrics import loading
 from fisherscope.metrics.loading import load_model, open_checkpoint
 from fisherscope.metrics.run_config import RunConfig
 
@@ -43,14 +44,25 @@ def test_the_class_follows_the_checkpoint(tmp_path, build, options, kind, cls):
 
 
 def test_a_folder_never_touches_the_network(llama, monkeypatch):
-    # Would catch a tokenizer or a model that asks the hub although everything is here.
+    # Would catch a tokenizer or a model that asks the hub although everything is here. Which
+    # of them would ask depends on the checkpoint, so each must have been told not to.
     def refuse(*_, **__):
         raise AssertionError("network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    told = []
+    for cls in (loading.AutoConfig, loading.AutoTokenizer, loading.AutoModelForCausalLM):
+        read = cls.from_pretrained
+
+        def spied(*arguments, read=read, **options):
+            told.append(options["local_files_only"])
+            return read(*arguments, **options)
+
+        monkeypatch.setattr(cls, "from_pretrained", spied)
     run = config(llama)
     load_model(open_checkpoint(run), run)
+    assert told == [True, True, True]
 
 
 @pytest.mark.parametrize(("asked", "dtype"), [("auto", torch.bfloat16), ("float64", torch.float64)])

@@ -94,11 +94,11 @@ def llama(**options: Any) -> nn.Module:
     return LlamaForCausalLM(LlamaConfig(**{**_SIZE, **_GQA, **options}))
 
 
-def _llama_classifier() -> nn.Module:
-    # Its pooling looks for the last id that is not pad_token_id.
+def llama_classifier(pad: int | None) -> nn.Module:
+    # Its pooling looks for the last id that is not pad_token_id; without one it takes no batch.
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
-    options = {**_SIZE, **_GQA, "num_hidden_layers": 1, "num_labels": 3, "pad_token_id": 39}
+    options = {**_SIZE, **_GQA, "num_hidden_layers": 1, "num_labels": 3, "pad_token_id": pad}
     return LlamaForSequenceClassification(LlamaConfig(**options))
 
 
@@ -228,6 +228,9 @@ _CASES: dict[str, Callable[[], Case]] = {
         _albert(False), rows.labelled_text(), "classification", zero=("*.key.bias",)
     ),
     "llama-classifier": lambda: Case(_llama_classifier(), rows.labelled_text(), "classification"),
+    "llama-classifier-unpadded": lambda: Case(
+        llama_classifier(pad=None), rows.labelled_text(), "classification"
+    ),
     "lora": lambda: Case(lora(llama(tie_word_embeddings=True)), rows.text(), "causal-lm"),
     "vit": lambda: Case(
         _vit(),
@@ -264,6 +267,7 @@ _CASES: dict[str, Callable[[], Case]] = {
     ),
     "experts": lambda: Case(nets.Experts(), _routed(), "classification", whole=("experts.*",)),
     "running-norm": lambda: Case(nets.Running(), rows.points(6, (5,), classes=3), "classification"),
+    "mixed": lambda: Case(nets.Mixed(), rows.points(6, (5,), classes=3), "classification"),
     "unused": lambda: Case(
         nets.Unused(),
         rows.points(6, (5,), classes=3),
@@ -280,7 +284,7 @@ TEXT = tuple(
     in {
         *("gpt2", "llama-tied", "llama-untied", "qwen2-tied", "qwen2-untied", "qwen3", "gemma2"),
         *("gpt-neox", "opt", "mixtral", "bert-mlm", "albert-mlm", "bert", "albert"),
-        *("llama-classifier", "lora"),
+        *("llama-classifier", "llama-classifier-unpadded", "lora"),
     }
 )
 

@@ -1,7 +1,9 @@
-"""From Fishers to answers, changing nothing: importance, similarity, masks, concentration."""
+"""From Fishers to answers, changing nothing: importance, similarity, masks, damage."""
 
 from fisherscope.analysis.address import address, addresses
 from fisherscope.analysis.concentration import Concentration, concentration
+from fisherscope.analysis.damage import Damage, damage
+from fisherscope.analysis.descent import descent_step
 from fisherscope.analysis.importance import Importance, importance
 from fisherscope.analysis.masks import Overlap, masks, overlap
 from fisherscope.analysis.similarity import Similarity, similarity
@@ -9,6 +11,7 @@ from fisherscope.analysis.top import TopCoordinates, top_coordinates
 
 __all__ = [
     "Concentration",
+    "Damage",
     "Importance",
     "Overlap",
     "Similarity",
@@ -16,6 +19,8 @@ __all__ = [
     "address",
     "addresses",
     "concentration",
+    "damage",
+    "descent_step",
     "importance",
     "masks",
     "overlap",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -13,10 +14,14 @@ from fisherscope.errors import IdentityError, StoreError
 from fisherscope.estimation import estimate, identity
 from fisherscope.metrics.preparing import PreparedRun, estimate_options
 from fisherscope.store import FisherStore
-from fisherscope.structures import Fisher
+from fisherscope.structures import Fisher, Identity
 
 # Stores do not look into folders whose names begin with a dot.
 UNFINISHED = ".unfinished"
+_OTHER = {
+    "model_fingerprint": "another model",
+    "data_fingerprint": "other data: rows, max_examples, max_length or tokens have changed",
+}
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,28 @@ def check_store(prepared: PreparedRun, store: FisherStore) -> None:
         )
         # A task that this run does not have is of other data, but must be of the same model.
         ignore = ("version",) if known else ("version", "data_fingerprint")
-        try:
-            store[name].identity.check(mine, ignore=ignore)
-        except IdentityError as error:
+        differing = _differing(store[name].identity, mine, ignore)
+        if differing:
             raise StoreError(
-                f"{store.path} holds task {name!r} of another run (of each two values the first is "
-                f"stored, the second asked for): {error} Or choose another --out, or delete that "
-                "folder to start again."
-            ) from error
+                f"{store.path} holds task {name!r} of another run: {'; '.join(differing)}. Choose "
+                "another --out, or delete that folder to start again."
+            )
+
+
+def _differing(stored: Identity, asked: Identity, ignore: Collection[str]) -> list[str]:
+    found = []
+    for field in dataclasses.fields(Identity):
+        before, now = getattr(stored, field.name), getattr(asked, field.name)
+        if field.name in ignore or before == now:
+            continue
+        if field.name == "parameters":
+            changed = sum(before.get(n) != now.get(n) for n in {**before, **now})
+            found.append(f"{changed} of its parameters are others or of another shape")
+        elif field.name.endswith("_fingerprint"):
+            found.append(f"{_OTHER[field.name]} (fingerprint {before[:8]}… there, {now[:8]}… now)")
+        else:
+            found.append(f"{field.name} is {before!r} there and {now!r} now")
+    return found
 
 
 def estimate_tasks(

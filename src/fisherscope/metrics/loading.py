@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -76,7 +77,7 @@ def open_checkpoint(run: RunConfig) -> Checkpoint:
     kind = _kind(source, config, run.fisher.likelihood)
     if not local:
         # Tokenizer and weights from the same commit, also if the branch moves meanwhile.
-        options["revision"] = getattr(config, "_commit_hash", None) or run.revision
+        options["revision"] = _commit(source, run.revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except Exception as error:
@@ -171,6 +172,12 @@ def _source(model: str) -> tuple[str, bool]:
     if not _HUB_ID.fullmatch(model) or model.startswith((".", "~")):
         raise ConfigError(f"model {model} is neither an existing folder nor a hub id like org/name")
     return model, False
+
+
+def _commit(source: str, revision: str | None) -> str | None:
+    # The cache keeps each commit's files in a folder of that name.
+    cached = try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(cached).parent.name if isinstance(cached, str) else revision
 
 
 def _kind(source: str, config: Any, likelihood: str) -> str:

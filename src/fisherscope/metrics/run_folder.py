@@ -108,13 +108,13 @@ def writing(path: Path) -> Generator[None]:
     except StoreError:
         raise
     except OSError as error:
-        place = error.filename or path
         if error.errno in _FULL:
-            fix = "the disk is full; free some space and run the same command again, what is"
-            raise StoreError(f"{place}: {fix} finished is kept") from error
-        if error.errno in _LOCKED:
-            raise StoreError(f"{place} cannot be written; choose another --out") from error
-        raise StoreError(f"{place} cannot be written: {error.strerror or error}") from error
+            raise StoreError(
+                f"{path}: the disk is full; free some space and run the same command again, what "
+                "is finished is kept"
+            ) from error
+        why = "" if error.errno in _LOCKED else f" ({error.strerror or error})"
+        raise StoreError(f"{path} cannot be written{why}; choose another --out") from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

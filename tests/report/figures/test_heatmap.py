@@ -97,7 +97,7 @@ def test_colours_are_the_numbers_of_the_table(results, drawn):
     low, high = data.scale()
     (_, mean), (_, share) = drawn(data)
     assert len(_cells_of(mean)) == len(data.table().rows) == len(data.cells)
-    most = max(c.share for c in data.cells)
+    most = max(c.share for c in data.cells if c.layer is not None)
     for row in data.table().rows:
         place = row["module"] if row["layer"] is None else f"layer {row['layer']} {row['module']}"
         name = f"{row['task']}, {place}: "
@@ -105,6 +105,17 @@ def test_colours_are_the_numbers_of_the_table(results, drawn):
         assert fill == palette.sequential((np.log10(row["mean"]) - low) / (high - low))
         (fill,) = (f for tip, f in _cells_of(share).items() if tip.startswith(name))
         assert fill == palette.sequential(row["share"] / most)
+
+
+def test_bars_outside_the_layers_carry_their_number(results, drawn, texts):
+    # Catches a head that holds a third of the trace in the same colour as one that holds 3%.
+    data = heatmap.build(results)
+    (_, mean), (_, share) = drawn(data)
+    bars = [c for c in data.cells if c.layer is None and c.reliable]
+    assert {f"{100 * c.share:.1f}%" for c in bars if c.share > 0.01} <= set(texts(share))
+    exponents = [f"{c.mean:.1e}".split("e") for c in bars]
+    powers = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    assert {f"{m}·10{str(int(e)).translate(powers)}" for m, e in exponents} <= set(texts(mean))
 
 
 def test_doubtful_cells_are_hatched(results, drawn):

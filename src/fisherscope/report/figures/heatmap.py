@@ -114,7 +114,8 @@ class HeatmapData:
             else "Each panel is a task, each row a module. "
         )
         beyond = (
-            "Bars outside the layers may exceed the scale and then take its end colour. "
+            "Bars outside the layers may exceed the scale, so they carry their number unless "
+            "hatched. "
             if self.layers
             else ""
         )
@@ -329,8 +330,9 @@ def _frames(data: HeatmapData, places: Mapping[Any, Any]) -> list[tuple[float, f
 
 
 def _share_span(data: HeatmapData) -> tuple[float, float] | None:
-    known = [c.share for c in data.cells if c.share is not None]
-    return (0.0, max(known) or 1.0) if known else None
+    known = [c for c in data.cells if c.share is not None]
+    inside = [c for c in known if c.layer is not None] or known
+    return (0.0, max(c.share or 0.0 for c in inside) or 1.0) if known else None
 
 
 def _fill(cell: Cell, span: tuple[float, float] | None, quantity: str) -> str:
@@ -355,6 +357,10 @@ def _marks(
         if fill == palette.GRID and h >= 9:
             sign = "0" if cell.mean == 0 and quantity == "mean" else text.MISSING
             canvas.write(sheet, x + w / 2, y + h / 2, sign, ha="center", size=9)
+        elif cell.layer is None and cell.reliable:
+            label = text.percent(cell.share) if quantity == "share" else text.pretty(cell.mean, 2)
+            ink = palette.text_on(fill)
+            canvas.write(sheet, x + w / 2, y + h / 2, label, ha="center", size=10, color=ink)
 
 
 def _tooltip(cell: Cell) -> str:
