@@ -369,6 +369,16 @@ def test_patterns_select_whole_names_in_the_order_of_the_model():
     check(fisher, "llama-untied")
 
 
+# Would catch: quantised weights left out without a word although they were asked for.
+def test_weights_that_have_no_score():
+    case = models.fresh("mlp")
+    codes = torch.zeros(3, dtype=torch.int8)
+    case.model.register_parameter("codes", nn.Parameter(codes, requires_grad=False))
+    assert "codes" not in estimate(case, case.rows).sums
+    with pytest.raises(fs.CoverageError, match="codes"):
+        estimate(case, case.rows, parameters=["head.*", "cod*"])
+
+
 # Would catch: rounding that depends on what else is estimated.
 def test_asking_for_less_changes_nothing():
     case = models.case("gpt2")

@@ -157,3 +157,33 @@ def test_output_in_any_container():
     x = torch.zeros(1)
     for returned in (x, {"logits": x}, (x, "cache"), [x], type("Output", (), {"logits": x})()):
         assert model_output(returned) is x
+
+
+class Detached(nn.Module):
+    """A tied table that is also looked up where no gradient arrives, at other ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 6)
+        self.mix = nn.Linear(6, 6)
+        self.lm_head = nn.Linear(6, 20, bias=False)
+        self.lm_head.weight = self.embed.weight
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def forward(self, input_ids, attention_mask=None):
+        gate = torch.sigmoid(self.embed((input_ids * 7 + 3) % 20).detach())
+        h = self.mix(self.embed(input_ids)) * gate
+        return self.lm_head(torch.tanh(h + h.cumsum(1)))
+
+
+# Would catch: cross terms of head and table paired with ids whose look-up got no gradient.
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_tied_table_with_a_look_up_that_gets_no_gradient(size):
+    torch.manual_seed(3)
+    model = models.randomise(Detached())
+    data = rows.text(vocabulary=20)
+    options = {"likelihood": "causal-lm", "batch_size": size, "progress": False}
+    fisher = fs.estimate(model, rows.examples(data), **options)
+    compare(fisher.sums, brute.diagonal(brute.double(model), data, "causal-lm")[0])

@@ -54,6 +54,16 @@ def test_drawn_labels_do_not_depend_on_batches_or_padding(name):
             assert all(torch.equal(padded.sums[n], whole.sums[n]) for n in whole.sums)
 
 
+# Would catch: rows padded with an id that is text to the model: it would be right all the same,
+# but one example at a time.
+def test_a_classifier_that_looks_for_its_padding_still_runs_in_batches():
+    case = models.fresh("llama-classifier")
+    sizes: list[int] = []
+    case.model.model.register_forward_hook(lambda m, args, out: sizes.append(len(out[0])))
+    fs.estimate(case.model, rows.examples(case.rows), batch_size=5, progress=False)
+    assert sizes[-1] == 5
+
+
 def recomputing(name: str, reentrant: bool) -> models.Case:
     """A model of one's own in training mode, with dropout and with checkpointing enabled."""
     case = models.fresh(name)

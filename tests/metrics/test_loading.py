@@ -62,7 +62,8 @@ def test_a_folder_never_touches_the_network(llama, monkeypatch):
         monkeypatch.setattr(cls, "from_pretrained", spied)
     run = config(llama)
     load_model(open_checkpoint(run), run)
-    assert told == [True, True, True]
+    assert len(told) >= 3
+    assert all(told)
 
 
 @pytest.mark.parametrize(("asked", "dtype"), [("auto", torch.bfloat16), ("float64", torch.float64)])

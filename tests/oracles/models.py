@@ -227,7 +227,9 @@ _CASES: dict[str, Callable[[], Case]] = {
     "albert": lambda: Case(
         _albert(False), rows.labelled_text(), "classification", zero=("*.key.bias",)
     ),
-    "llama-classifier": lambda: Case(_llama_classifier(), rows.labelled_text(), "classification"),
+    "llama-classifier": lambda: Case(
+        llama_classifier(pad=39), rows.labelled_text(), "classification"
+    ),
     "llama-classifier-unpadded": lambda: Case(
         llama_classifier(pad=None), rows.labelled_text(), "classification"
     ),
