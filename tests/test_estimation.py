@@ -1,4 +1,4 @@
-"""The loop over data: adding up, halves, resuming, non-finite examples, options."""
+"""The loop over data: adding up, halves, non-finite examples, options."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import fisherscope as fs
 from fisherscope import estimation
 from oracles import brute, models, nets, rows
 from oracles.checks import check, compare
+from oracles.runs import Stop, estimate, poisoned, same, stop_at
 
 STRUCTURES = ("diagonal", "grouped")
 OPTIONS = {
@@ -21,24 +22,6 @@ OPTIONS = {
     "token": {"unit": "token"},
     "mc": {"fisher_type": "mc", "draws": 3, "seed": 2},
 }
-
-
-def same(a: fs.Fisher, b: fs.Fisher, *, rtol: float = 1e-5) -> None:
-    """Equal but for the rounding of fp32 sums in another order."""
-    assert a.ledger.ids == b.ledger.ids and a.n_units == b.n_units
-    assert (a.ledger.tokens == b.ledger.tokens).all()
-    np.testing.assert_allclose(a.ledger.squares, b.ledger.squares, rtol=rtol)
-    if b.ledger.draw_variance is not None:
-        size = b.ledger.squares**2
-        assert (abs(a.ledger.draw_variance - b.ledger.draw_variance) <= 1e-4 * size + 1e-12).all()
-    for name, expected in b.sums.items():
-        error = float((a.sums[name] - expected).norm())
-        assert error <= rtol * float(expected.norm()), name
-    assert a.identity == b.identity
-
-
-def estimate(case: models.Case, data: list[rows.Row], **options) -> fs.Fisher:
-    return fs.estimate(case.model, rows.examples(data), progress=False, **options)
 
 
 # Would catch: means kept instead of sums, counts of batches instead of examples, draws keyed by
@@ -96,146 +79,7 @@ def test_halves_add_up_and_are_estimates_of_their_own(structure):
     assert again.halves[0].ledger.ids == first.ledger.ids
 
 
-# -- interruption -------------------------------------------------------------------------
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_at(model: nn.Module, call: int, error: type[BaseException]) -> list[int]:
-    """Raise at the given forward pass; counts the passes."""
-    count = [0]
-
-    def hook(*_: object) -> None:
-        count[0] += 1
-        if count[0] == call:
-            raise error
-
-    model.register_forward_hook(hook)
-    return count
-
-
-def passes(name: str, **options) -> int:
-    """Forward passes of an estimate that is not interrupted."""
-    case = models.fresh(name)
-    count = stop_at(case.model, 0, Stop)
-    estimate(case, case.rows, **options)
-    return count[0]
-
-
-# Would catch: work that is lost or counted twice; a batch that is half in the sums; draws or
-# skipped examples that change on the way; a temporary state that is taken for a finished one.
-@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("name", ["bert-mlm", "layerscale"])
-def test_resumes_where_it_was_interrupted(monkeypatch, tmp_path, name, structure, options, error):
-    monkeypatch.setattr(estimation, "CHECKPOINT_SECONDS", 0.0)
-    options = {**options, "structure": structure, "batch_size": 1}
-    case = models.fresh(name)
-    place = tmp_path / "state"
-    whole = estimate(models.case(name), case.rows, **options)
-    count = stop_at(case.model, passes(name, **options) - 1, error)
-    with pytest.raises(error):
-        estimate(case, case.rows, checkpoint=place, **options)
-    kept = fs.load(place)
-    assert 0 < len(kept.ledger) < len(case.rows)
-    count[0] = 10**6
-    same(estimate(case, case.rows, checkpoint=place, **options), whole)
-    resumed = count[0] - 10**6
-    # The finished state serves as well, without another pass over the data.
-    count[0] = 10**6
-    same(estimate(case, case.rows[::-1], checkpoint=str(place), **options), whole)
-    assert count[0] - 10**6 < resumed < passes(name, **options)
-
-
-# Would catch: an interrupt from the keyboard that throws away what was done since the last
-# regular save, although the documentation says that it is kept.
-def test_an_interrupt_saves_what_is_complete(tmp_path):
-    case = models.fresh("mlp")
-    stop_at(case.model, passes("mlp", batch_size=1) - 1, KeyboardInterrupt)
-    with pytest.raises(KeyboardInterrupt):
-        estimate(case, case.rows, checkpoint=tmp_path / "state", batch_size=1)
-    kept = fs.load(tmp_path / "state")
-    assert len(kept.ledger) == len(case.rows) - 2
-    mine = [row for row in case.rows if row.id in kept.ledger.ids]
-    same(kept, estimate(case, mine))
-
-
-# Would catch: halves that share one state.
-def test_resumes_within_halves(monkeypatch, tmp_path):
-    monkeypatch.setattr(estimation, "CHECKPOINT_SECONDS", 0.0)
-    case = models.fresh("mlp")
-    options = {"batch_size": 1, "halves": True}
-    whole = estimate(models.case("mlp"), case.rows, **options)
-    stop_at(case.model, passes("mlp", **options) - 1, Stop)
-    with pytest.raises(Stop):
-        estimate(case, case.rows, checkpoint=tmp_path, **options)
-    again = estimate(case, case.rows, checkpoint=tmp_path, **options)
-    same(again, whole)
-    for half, expected in zip(again.halves, whole.halves, strict=True):
-        same(half, expected)
-
-
-# Would catch: a foreign state that is silently continued. The message names the field.
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        ({"unit": "token"}, "unit"),
-        ({"structure": "grouped"}, "structure"),
-        ({"fisher_type": "mc"}, "fisher_type"),
-        ({"parameters": "head.*"}, "parameters"),
-    ],
-)
-def test_a_state_of_other_options_is_refused(tmp_path, change, field):
-    case = models.fresh("mlp")
-    count = stop_at(case.model, 0, Stop)
-    estimate(case, case.rows[:4], checkpoint=tmp_path / "state", batch_size=1)
-    first, count[0] = count[0], 0
-    with pytest.raises(fs.IdentityError, match=field):
-        estimate(case, case.rows, checkpoint=tmp_path / "state", batch_size=1, **change)
-    assert count[0] <= first - 4  # found out before the pass, not after it
-
-
-def test_a_state_of_other_data_or_another_model_is_refused(tmp_path):
-    case = models.case("mlp")
-    estimate(case, case.rows, checkpoint=tmp_path / "state")
-    other = rows.points(6, (5,), classes=4, seed=1)
-    with pytest.raises(fs.IdentityError, match="data_fingerprint"):
-        estimate(case, other, checkpoint=tmp_path / "state")
-    with pytest.raises(fs.IdentityError, match="data_fingerprint"):
-        estimate(case, case.rows[:3], checkpoint=tmp_path / "state")
-    changed = models.fresh("mlp")
-    with torch.no_grad():
-        changed.model.head.bias[0] += 1e-3
-    with pytest.raises(fs.IdentityError, match="model_fingerprint"):
-        estimate(changed, case.rows, checkpoint=tmp_path / "state")
-
-
-# Would catch: more examples than the state was made of refused, although it only grows.
-def test_a_state_serves_for_a_larger_data_set(tmp_path):
-    case = models.case("mlp")
-    estimate(case, case.rows[:4], checkpoint=tmp_path / "state")
-    more = estimate(case, case.rows, checkpoint=tmp_path / "state")
-    same(more, estimate(case, case.rows))
-
-
-# Would catch: an empty folder (made by the caller) taken for a broken state.
-def test_an_empty_folder_is_a_place_for_the_state(tmp_path):
-    case = models.case("mlp")
-    fisher = estimate(case, case.rows, checkpoint=tmp_path)
-    same(fs.load(tmp_path), fisher)
-
-
 # -- examples that are not finite ---------------------------------------------------------
-
-
-def poisoned(case: models.Case, ids: set[str], value: float = float("nan")) -> list[rows.Row]:
-    return [
-        rows.Row(r.id, {n: x * value for n, x in r.inputs.items()}, r.labels) if r.id in ids else r
-        for r in case.rows
-    ]
 
 
 # Would catch: NaN in the sums without a word, or blamed on the whole batch.
@@ -269,24 +113,6 @@ def test_skips_and_reports_what_is_not_finite(name, size, structure):
     assert fisher.n_examples == fisher.n_units == len(good)
     clean = estimate(case, good, structure=structure)
     assert clean.identity.data_fingerprint != fisher.identity.data_fingerprint
-
-
-# Would catch: a skipped example tried again (or counted twice) after an interruption.
-def test_skipped_examples_stay_skipped_when_resuming(monkeypatch, tmp_path):
-    monkeypatch.setattr(estimation, "CHECKPOINT_SECONDS", 0.0)
-    case = models.fresh("mlp")
-    data = poisoned(case, {"row-0"})
-    options = {"on_nonfinite": "skip", "batch_size": 1, "checkpoint": tmp_path / "state"}
-    whole = estimate(models.case("mlp"), data, on_nonfinite="skip")
-    count = stop_at(case.model, 0, Stop)
-    estimate(case, data, on_nonfinite="skip", batch_size=1)
-    case = models.fresh("mlp")
-    stop_at(case.model, count[0] - 1, Stop)
-    with pytest.raises(Stop):
-        estimate(case, data, **options)
-    again = estimate(case, data, **options)
-    assert again.skipped == ("row-0",)
-    same(again, whole)
 
 
 # Would catch: a division by zero examples, or a silent Fisher of nothing.

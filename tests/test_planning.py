@@ -128,7 +128,7 @@ def test_time_is_proportional_to_the_work(monkeypatch):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.2, "under 1 s"), (12, "12 s"), (600, "10 min"), (9000, "2.5 h")],
+    [(0.2, "under 1 s"), (12, "about 12 s"), (600, "about 10 min"), (9000, "about 2.5 h")],
 )
 def test_durations_in_words(seconds, text):
     assert planning._duration(seconds) == text

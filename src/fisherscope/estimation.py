@@ -191,16 +191,21 @@ class _Run:
         total = sum(p.likelihood.tokens(e) for group in self.left for e in group)
         sweep = Sweep(p.model, p.likelihood, p.coverage)
         bar = tqdm(total=total, desc=self.title, unit="token", disable=not self.progress)
-        with bar, sweep, whole_batches(self.folder is not None) as interrupted:
-            for group in self.left:
-                self._batch(sweep, group)
-                bar.update(sum(p.likelihood.tokens(e) for e in group))
-                late = time.monotonic() - saved > CHECKPOINT_SECONDS
-                if self.folder is not None and (late or interrupted()):
-                    self._fisher().save(self.folder)
-                    saved = time.monotonic()
-                if interrupted():
-                    raise KeyboardInterrupt
+        try:
+            with bar, sweep, whole_batches(self.folder is not None) as interrupted:
+                for group in self.left:
+                    self._batch(sweep, group)
+                    bar.update(sum(p.likelihood.tokens(e) for e in group))
+                    late = time.monotonic() - saved > CHECKPOINT_SECONDS
+                    if self.folder is not None and (late or interrupted()):
+                        self._fisher().save(self.folder)
+                        saved = time.monotonic()
+                    if interrupted():
+                        raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if self.folder is not None and self.done and self.accumulator.complete:
+                self._fisher().save(self.folder)
+            raise
         fisher = self._fisher()
         if self.folder is not None:
             fisher.save(self.folder)

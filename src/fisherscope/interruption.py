@@ -21,10 +21,12 @@ def whole_batches(active: bool) -> Generator[Callable[[], bool]]:
         A function that tells whether SIGINT has arrived.
     """
     noted = False
-    if not active or threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    # Only Python's own handling is put off: who ignores SIGINT, or handles it, means it.
+    usual = before is signal.default_int_handler
+    if not active or not usual or threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal noted

@@ -98,14 +98,27 @@ class Likelihood(ABC):
                 f"targets of shape {tuple(targets.shape)}; choose another likelihood= "
                 f"({', '.join(NAMES)}) or fix the labels"
             )
-        if not targets.is_floating_point():
-            largest = int(targets.max()) if targets.numel() else IGNORE
-            if largest >= outputs.shape[-1]:
-                raise LikelihoodError(
-                    f"{self.name}: label {largest}, but the model has {outputs.shape[-1]} classes "
-                    f"(0 to {outputs.shape[-1] - 1}); fix the labels or load the right head"
-                )
         return outputs
+
+    def check_width(self, examples: Sequence[Example], width: int) -> None:
+        """Refuse labels that the model has no output for.
+
+        Args:
+            examples: Labelled examples.
+            width: Last dimension of the model's output.
+
+        Raises:
+            LikelihoodError: If a class is beyond the model's; names the example.
+        """
+        for example in examples:
+            labels = example.labels
+            if labels is None or labels.is_floating_point() or not labels.numel():
+                continue
+            if int(labels.max()) >= width:
+                raise LikelihoodError(
+                    f"example {example.id!r}: label {int(labels.max())}, but the model has "
+                    f"{width} classes (0 to {width - 1}); fix the labels or load the right head"
+                )
 
     def tokens(self, example: Example) -> int:
         """Number of supervised label positions of one example.

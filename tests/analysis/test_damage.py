@@ -170,7 +170,7 @@ def test_several_displacements_at_once():
         for column in ("first", "second", "measured", "predicted_low", "error_high"):
             assert together.table[column][number] == pytest.approx(alone[column], rel=1e-5), label
     part = together.tensors[together.tensors["displacement"] == "part"].set_index("tensor")
-    assert part.drop("transformer.h.0.mlp.c_fc.weight")[["first", "second"]].eq(0).all(None)
+    assert part.drop("transformer.h.0.mlp.c_fc.weight")[["first", "second"]].eq(0).all(axis=None)
 
 
 # Would catch: results that depend on the batches; classifiers that find the end of a row by

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 
 import pytest
 import torch
@@ -109,6 +110,14 @@ def test_gradient_checkpointing(name, reentrant, unit):
     base.gradient_checkpointing_disable()
     fs.estimate(case.model, data, unit=unit, batch_size=3, progress=False)
     assert with_recomputation > 1.3 * calls[0]
+
+
+# Would catch: torch's warning that gradients will be None, where none are wanted.
+def test_no_false_alarm():
+    case = recomputing("llama-untied", reentrant=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fs.estimate(case.model, rows.examples(case.rows), progress=False)
 
 
 # Would catch: reentrant checkpointing records nothing where no input requires grad: zeros for

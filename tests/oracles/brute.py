@@ -150,7 +150,7 @@ def type2(model: nn.Module, rows: Sequence[Row], likelihood: str) -> Tensors:
                 terms = [(1.0, value) for value in token]
             else:
                 logp = token.log_softmax(-1)
-                terms = [(float(value.exp()), value) for value in logp]
+                terms = [(float(value.detach().exp()), value) for value in logp]
             for weight, value in terms:
                 for name, g in zip(own, gradients(value, list(own.values())), strict=True):
                     total[name] += weight * g.double().square()

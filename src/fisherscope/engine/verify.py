@@ -49,6 +49,9 @@ def cover(
     Returns:
         A coverage that agreed with autograd on two examples.
     """
+    with undisturbed(model), torch.no_grad():
+        width = call_model(model, make_batch(model, examples[:1])).shape[-1]
+    likelihood.check_width(examples, width)
     pair, reference = _reference(model, likelihood, examples, requested)
     with undisturbed(model):
         single = _depends_on_batch(model, likelihood, pair)

@@ -25,6 +25,7 @@ class Accumulator:
 
     Attributes:
         sums: Requested name to tensor on the model's device, fp32 or better.
+        complete: Whether the sums hold whole batches only.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Accumulator:
             for name, p in parameters.items()
         }
         self._norms: Tensor = torch.empty(0)
+        self.complete = True
 
     def open_batch(self, examples: int, sets: int, device: torch.device) -> None:
         """Start the ledger rows of a batch.
@@ -59,6 +61,7 @@ class Accumulator:
         """
         shape = (sets, examples, len(self._columns))
         self._norms = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.complete = True
 
     def add(self, name: str, score: Score, rows: slice, draw: int) -> None:
         """Take one score; the engine's sink.
@@ -70,6 +73,7 @@ class Accumulator:
             draw: Number of the set of labels.
         """
         total = self.sums[name]
+        self.complete = False
         if self._positions:
             norms = score.position_squares(total)
         elif self._grouped:
@@ -85,6 +89,7 @@ class Accumulator:
         Returns:
             float64 [sets, examples, tensors].
         """
+        self.complete = True
         return self._norms.cpu().numpy()
 
 

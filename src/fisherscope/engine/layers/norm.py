@@ -56,16 +56,23 @@ class AffineRule(Rule):
         Returns:
             True if it is, for some ε that the module holds.
         """
-        expected = self._twin(x).float()
+        tolerance = 1e-5 if x.dtype in (torch.float32, torch.float64) else 2e-2
         for value in vars(self.module).values():
-            if isinstance(value, float) and 0 <= value < 1e-2:
-                found = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + value)
-                tolerance = 1e-6 if x.dtype in (torch.float32, torch.float64) else 1e-2
-                if found.shape == expected.shape and torch.allclose(
-                    found, expected, rtol=tolerance, atol=tolerance
-                ):
-                    self._epsilon = value
-                    return True
+            if not isinstance(value, float) or not 0 <= value < 1e-2:
+                continue
+            # Small inputs tell where ε is added; for large ones it is lost in rounding.
+            self._epsilon = value
+            if all(
+                torch.allclose(
+                    self._normalised(x * size).float(),
+                    self._twin(x * size).float(),
+                    rtol=tolerance,
+                    atol=tolerance,
+                )
+                for size in (1.0, 1e-1, 1e-2, 1e-3)
+            ):
+                return True
+        self._epsilon = None
         return False
 
     def save(self, args: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:  # noqa: D102

@@ -1,0 +1,181 @@
+"""Unfinished passes: what is saved, what is refused, and that nothing is lost or counted twice."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+import fisherscope as fs
+from fisherscope import estimation
+from oracles import models, rows
+from oracles.runs import Stop, estimate, passes, poisoned, same, stop_at
+
+STRUCTURES = ("diagonal", "grouped")
+OPTIONS = {
+    "empirical": {},
+    "token": {"unit": "token"},
+    "mc": {"fisher_type": "mc", "draws": 3, "seed": 2},
+}
+
+
+# Would catch: work that is lost or counted twice; a batch that is half in the sums; draws or
+# skipped examples that change on the way; a temporary state that is taken for a finished one.
+@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("name", ["bert-mlm", "layerscale"])
+def test_resumes_where_it_was_interrupted(monkeypatch, tmp_path, name, structure, options, error):
+    monkeypatch.setattr(estimation, "CHECKPOINT_SECONDS", 0.0)
+    options = {**options, "structure": structure, "batch_size": 1}
+    case = models.fresh(name)
+    place = tmp_path / "state"
+    whole = estimate(models.case(name), case.rows, **options)
+    count = stop_at(case.model, passes(name, **options) - 1, error)
+    with pytest.raises(error):
+        estimate(case, case.rows, checkpoint=place, **options)
+    kept = fs.load(place)
+    assert 0 < len(kept.ledger) < len(case.rows)
+    count[0] = 10**6
+    same(estimate(case, case.rows, checkpoint=place, **options), whole)
+    resumed = count[0] - 10**6
+    # The finished state serves as well, without another pass over the data.
+    count[0] = 10**6
+    same(estimate(case, case.rows[::-1], checkpoint=str(place), **options), whole)
+    assert count[0] - 10**6 < resumed < passes(name, **options)
+
+
+def press_at(model: nn.Module, *calls: int) -> None:
+    """Press Ctrl-C in the middle of the given forward passes."""
+    count = [0]
+
+    def hook(*_: object) -> None:
+        count[0] += 1
+        if count[0] in calls:
+            signal.raise_signal(signal.SIGINT)
+
+    model.head.register_forward_hook(hook)
+
+
+# Would catch: an interrupt from the keyboard that throws away what was done since the last
+# regular save, or that leaves half a batch in the sums; a signal handler that stays.
+def test_an_interrupt_saves_what_is_complete(tmp_path):
+    case = models.fresh("mlp")
+    press_at(case.model, passes("mlp", batch_size=1) - 1)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        estimate(case, case.rows, checkpoint=tmp_path / "state", batch_size=1)
+    assert signal.getsignal(signal.SIGINT) is before
+    kept = fs.load(tmp_path / "state")
+    assert len(kept.ledger) == len(case.rows) - 1
+    mine = [row for row in case.rows if row.id in kept.ledger.ids]
+    same(kept, estimate(case, mine))
+    whole = estimate(models.case("mlp"), case.rows)
+    same(estimate(case, case.rows, checkpoint=tmp_path / "state"), whole)
+
+
+# Would catch: a user who has to wait for a long batch although he insists, or for nothing at
+# all where no state is kept.
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_an_interrupt_that_does_not_wait(tmp_path, checkpoint):
+    case = models.fresh("mlp")
+    last = passes("mlp", batch_size=1) - 1
+    reached: list[int] = []
+
+    def twice(*_: object) -> None:
+        if count[0] == last:
+            for _ in range(1 + checkpoint):
+                signal.raise_signal(signal.SIGINT)
+            reached.append(count[0])
+
+    count = stop_at(case.model, 0, Stop)
+    case.model.register_forward_hook(twice)
+    with pytest.raises(KeyboardInterrupt):
+        place = tmp_path / "state" if checkpoint else None
+        estimate(case, case.rows, checkpoint=place, batch_size=1)
+    assert not reached and not (tmp_path / "state").exists()
+
+
+# Would catch: halves that share one state.
+def test_resumes_within_halves(monkeypatch, tmp_path):
+    monkeypatch.setattr(estimation, "CHECKPOINT_SECONDS", 0.0)
+    case = models.fresh("mlp")
+    options = {"batch_size": 1, "halves": True}
+    whole = estimate(models.case("mlp"), case.rows, **options)
+    stop_at(case.model, passes("mlp", **options) - 1, Stop)
+    with pytest.raises(Stop):
+        estimate(case, case.rows, checkpoint=tmp_path, **options)
+    again = estimate(case, case.rows, checkpoint=tmp_path, **options)
+    same(again, whole)
+    for half, expected in zip(again.halves, whole.halves, strict=True):
+        same(half, expected)
+
+
+# Would catch: a foreign state that is silently continued. The message names the field.
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"unit": "token"}, "unit"),
+        ({"structure": "grouped"}, "structure"),
+        ({"fisher_type": "mc"}, "fisher_type"),
+        ({"parameters": "head.*"}, "parameters"),
+    ],
+)
+def test_a_state_of_other_options_is_refused(tmp_path, change, field):
+    case = models.fresh("mlp")
+    count = stop_at(case.model, 0, Stop)
+    estimate(case, case.rows[:4], checkpoint=tmp_path / "state", batch_size=1)
+    first, count[0] = count[0], 0
+    with pytest.raises(fs.IdentityError, match=field):
+        estimate(case, case.rows, checkpoint=tmp_path / "state", batch_size=1, **change)
+    assert count[0] <= first - 4  # found out before the pass, not after it
+
+
+def test_a_state_of_other_data_or_another_model_is_refused(tmp_path):
+    case = models.case("mlp")
+    estimate(case, case.rows, checkpoint=tmp_path / "state")
+    other = rows.points(6, (5,), classes=4, seed=1)
+    with pytest.raises(fs.IdentityError, match="data_fingerprint"):
+        estimate(case, other, checkpoint=tmp_path / "state")
+    with pytest.raises(fs.IdentityError, match="data_fingerprint"):
+        estimate(case, case.rows[:3], checkpoint=tmp_path / "state")
+    changed = models.fresh("mlp")
+    with torch.no_grad():
+        changed.model.head.bias[0] += 1e-3
+    with pytest.raises(fs.IdentityError, match="model_fingerprint"):
+        estimate(changed, case.rows, checkpoint=tmp_path / "state")
+
+
+# Would catch: more examples than the state was made of refused, although it only grows.
+def test_a_state_serves_for_a_larger_data_set(tmp_path):
+    case = models.case("mlp")
+    estimate(case, case.rows[:4], checkpoint=tmp_path / "state")
+    more = estimate(case, case.rows, checkpoint=tmp_path / "state")
+    same(more, estimate(case, case.rows))
+
+
+# Would catch: an empty folder (made by the caller) taken for a broken state.
+def test_an_empty_folder_is_a_place_for_the_state(tmp_path):
+    case = models.case("mlp")
+    fisher = estimate(case, case.rows, checkpoint=tmp_path)
+    same(fs.load(tmp_path), fisher)
+
+
+# Would catch: a skipped example tried again (or counted twice) after an interruption.
+def test_skipped_examples_stay_skipped_when_resuming(monkeypatch, tmp_path):
+    monkeypatch.setattr(estimation, "CHECKPOINT_SECONDS", 0.0)
+    case = models.fresh("mlp")
+    data = poisoned(case, {"row-0"})
+    options = {"on_nonfinite": "skip", "batch_size": 1, "checkpoint": tmp_path / "state"}
+    whole = estimate(models.case("mlp"), data, on_nonfinite="skip")
+    count = stop_at(case.model, 0, Stop)
+    estimate(case, data, on_nonfinite="skip", batch_size=1)
+    case = models.fresh("mlp")
+    stop_at(case.model, count[0] - 1, Stop)
+    with pytest.raises(Stop):
+        estimate(case, data, **options)
+    again = estimate(case, data, **options)
+    assert again.skipped == ("row-0",)
+    same(again, whole)
