@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -124,7 +125,7 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
         "description": models.SHAPES[shape].describe(),
         "family": models.SHAPES[shape].family,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": "python benchmarks/diagonal.py",
+        "command": shlex.join(["python", "benchmarks/diagonal.py", *sys.argv[1:]]),
         "machine": machine(),
         "settings": {
             "clock": options.clock,
@@ -170,7 +171,7 @@ def main() -> None:
     """Measure and write."""
     options = parse()
     if not options.table:
-        whole = options.methods == list(METHODS) and options.memory and not options.quick
+        whole = not options.quick
         found = []
         for shape in options.shapes:
             figures = measure(shape, options)
@@ -180,7 +181,7 @@ def main() -> None:
                 (options.results / f"{shape}.json").write_text(as_text(figures))
         print(table.render(found))
         if not whole:
-            print("Nothing written: a part of the methods or a quick look.", file=sys.stderr)
+            print("Nothing written: only a quick look.", file=sys.stderr)
             return
     if options.results == HERE / "results":
         table.write(HERE / "README.md", table.load(options.results))

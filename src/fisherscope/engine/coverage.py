@@ -27,7 +27,7 @@ class Coverage:
             for the example alone, so that batches have to be of one.
         untested: Names whose modules the verifying examples did not call; a call in a later
             batch sends them to the slow path.
-        transposed: Names of weights stored as [in, out].
+        outputs_second: Names of weights stored as [in, out, ...].
     """
 
     rules: list[BoundRule]
@@ -36,7 +36,7 @@ class Coverage:
     text: dict[str, str] = field(default_factory=dict)
     single: bool = False
     untested: frozenset[str] = frozenset()
-    transposed: frozenset[str] = frozenset()
+    outputs_second: frozenset[str] = frozenset()
 
 
 def bind(
@@ -103,12 +103,18 @@ def bind(
         },
         single=single,
         untested=untested,
-        transposed=frozenset(
+        outputs_second=frozenset(
             names[id(module.weight)]
             for module in model.modules()
-            if isinstance(module, Conv1D) and id(module.weight) in names
+            if _stores_outputs_second(module) and id(module.weight) in names
         ),
     )
+
+
+def _stores_outputs_second(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return module.groups == 1  # with groups, the second dimension is a part of the outputs
+    return isinstance(module, Conv1D)
 
 
 def _describe(labels: list[str]) -> str:

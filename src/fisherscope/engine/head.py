@@ -8,6 +8,7 @@ training step, and [batch, tokens, vocabulary] never exists.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,7 +90,12 @@ def call_model(model: nn.Module, batch: Batch) -> Tensor:
     """
     config = getattr(model, "config", None)
     extra = {"use_cache": False} if getattr(config, "use_cache", None) is not None else {}
-    return model_output(batch.call(model, **extra))
+    if torch.is_grad_enabled():
+        return model_output(batch.call(model, **extra))
+    with warnings.catch_warnings():
+        # Checkpointing warns that nothing will get a gradient; here nothing is meant to.
+        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
+        return model_output(batch.call(model, **extra))
 
 
 class PlainHead:

@@ -40,7 +40,7 @@ class Accumulator:
         self._columns = {name: i for i, name in enumerate(parameters)}
         self.sums = {
             name: torch.zeros(
-                group_shape(tuple(p.shape), name in coverage.transposed)
+                group_shape(tuple(p.shape), name in coverage.outputs_second)
                 if self._grouped
                 else p.shape,
                 dtype=torch.float64 if p.dtype == torch.float64 else torch.float32,
@@ -93,18 +93,16 @@ class Accumulator:
         return self._norms.cpu().numpy()
 
 
-def group_shape(shape: tuple[int, ...], transposed: bool) -> tuple[int, ...]:
+def group_shape(shape: tuple[int, ...], outputs_second: bool) -> tuple[int, ...]:
     """Shape of a parameter's group sums: size 1 along the dimensions summed over.
 
     Args:
         shape: The parameter's shape.
-        transposed: Whether outputs are the last dimension, as in transformers' ``Conv1D``.
+        outputs_second: Whether outputs are the second dimension, as in transformers'
+            ``Conv1D`` and in transposed convolutions without groups.
 
     Returns:
         A shape with as many dimensions.
     """
-    if len(shape) <= 1:
-        return shape
-    if transposed:
-        return (*([1] * (len(shape) - 1)), shape[-1])
-    return (shape[0], *([1] * (len(shape) - 1)))
+    kept = int(outputs_second)
+    return tuple(size if i == kept or len(shape) == 1 else 1 for i, size in enumerate(shape))
