@@ -27,6 +27,7 @@ from fisherscope.structures.accumulate import Accumulator
 CHECKPOINT_SECONDS = 120.0
 
 
+@torch.inference_mode(False)
 def estimate(
     model: nn.Module,
     data: Any,

@@ -263,7 +263,10 @@ class CausalLM(Categorical):
 
 def _next_tokens(example: Example) -> Example:
     ids = example.inputs.get("input_ids")
-    if ids is None:
+    if ids is None and set(example.inputs) == {"0"}:
+        ids = example.inputs["0"]  # a bare tensor of token ids
+        example = replace(example, inputs={"input_ids": ids})
+    if ids is None or ids.is_floating_point() or ids.ndim != 1:
         return example
     mask = example.inputs.get("attention_mask")
     labels = ids.long()

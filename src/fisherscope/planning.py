@@ -87,6 +87,7 @@ class Plan(Result):
         return "\n".join(lines)
 
 
+@torch.inference_mode(False)
 def plan(model: nn.Module, data: Any, **options: Any) -> Plan:
     """What :func:`fisherscope.estimate` would do with the same arguments.
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar, get_args
 
+import torch
 from torch import nn
 
 from fisherscope.data import Example, examples, fingerprint
@@ -63,8 +64,7 @@ class Prepared:
         """
         known = self.coverage
         reasons = {n: known.text[n].removeprefix(f"{SLOW}: ") for n in known.slow} | dict(names)
-        untested = known.untested - set(reasons)
-        coverage = bind(self.model, self.parameters, known.head, reasons, known.single, untested)
+        coverage = bind(self.model, self.parameters, known.head, reasons, known.single)
         return replace(self, coverage=coverage)
 
     @cached_property
@@ -134,7 +134,8 @@ def prepare(model: nn.Module, data: Any, config: FisherConfig) -> Prepared:
     _check_options(config)
     check_finite(model)
     parameters = select(model, config.parameters)
-    rows = examples(data, max_examples=config.max_examples)
+    with torch.random.fork_rng(devices=[]):  # a shuffling loader draws from the global state
+        rows = examples(data, max_examples=config.max_examples)
     likelihood = resolve(model, config.likelihood, rows)
     rows = likelihood.complete(rows, sampled=config.fisher_type == "mc")
     likelihood.check(rows, model)

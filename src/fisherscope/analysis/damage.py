@@ -63,6 +63,7 @@ class Damage(Result):
         return self.table.copy()
 
 
+@torch.inference_mode(False)
 def damage(
     model: nn.Module,
     data: Any,

@@ -16,6 +16,7 @@ from fisherscope.errors import DataError, ParameterError
 from fisherscope.preparation import Prepared, prepare, settled
 
 
+@torch.inference_mode(False)
 def descent_step(
     model: nn.Module,
     data: Any,

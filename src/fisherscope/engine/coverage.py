@@ -25,8 +25,6 @@ class Coverage:
         text: Requested name to a sentence for the plan.
         single: Whether the model computes something else for an example in a batch than
             for the example alone, so that batches have to be of one.
-        untested: Names whose modules the verifying examples did not call; a call in a later
-            batch sends them to the slow path.
         outputs_second: Names of weights stored as [in, out, ...].
     """
 
@@ -35,7 +33,6 @@ class Coverage:
     slow: dict[str, nn.Parameter] = field(default_factory=dict)
     text: dict[str, str] = field(default_factory=dict)
     single: bool = False
-    untested: frozenset[str] = frozenset()
     outputs_second: frozenset[str] = frozenset()
 
 
@@ -45,7 +42,6 @@ def bind(
     head: Head,
     slow: dict[str, str],
     single: bool = False,
-    untested: frozenset[str] = frozenset(),
 ) -> Coverage:
     """Give every requested parameter a rule or the slow path.
 
@@ -55,7 +51,6 @@ def bind(
         head: How the backward pass starts; a fused head covers its own parameters.
         slow: Name to reason, for parameters already known to need the slow path.
         single: Whether batches have to be of one. Default: ``False``.
-        untested: Names whose modules have not been called yet. Default: none.
 
     Returns:
         A coverage in which each requested parameter occurs exactly once.
@@ -81,7 +76,7 @@ def bind(
                 owners.setdefault(name, f"{type(module).__name__}.{local} has no fast rule")
         if rule is not None:
             covered = {local: name for local, name in own.items() if local in rule.parameters}
-            bound.append(BoundRule(rule, covered, not untested.isdisjoint(covered.values())))
+            bound.append(BoundRule(rule, covered))
     if isinstance(head, FusedHead):
         head = FusedHead(
             head.likelihood,
@@ -102,7 +97,6 @@ def bind(
             for name in requested
         },
         single=single,
-        untested=untested,
         outputs_second=frozenset(
             names[id(module.weight)]
             for module in model.modules()

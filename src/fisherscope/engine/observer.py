@@ -29,7 +29,6 @@ class BoundRule:
 
     rule: Rule
     names: dict[str, str]  # local name -> requested name
-    untested: bool = False  # the module was not called by the examples that verify rules
     layouts: set[str] = field(default_factory=set)  # seen in batches of several examples
 
 
@@ -153,10 +152,6 @@ class Observer:
                 raise UnexpectedShapeError(f"the module returned a {type(output).__name__}")
             saved = bound.rule.save(args, output)
             self.called.update(bound.names.values())
-            if bound.untested:
-                raise UnexpectedShapeError(
-                    "it was not used by the examples that verified the rules"
-                )
             if self._batch > 1:
                 bound.layouts.add(layout(saved[0], self._extent))
                 if len(bound.layouts) > 1:

@@ -29,6 +29,7 @@ def undisturbed(model: nn.Module) -> Generator[None]:
     frozen = {parameter: parameter.requires_grad for parameter in model.parameters()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     rates: list[tuple[Any, str, float]] = []
+    device = next((p.device.type for p in model.parameters()), "cpu")
     cpu_state = torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
@@ -45,7 +46,9 @@ def undisturbed(model: nn.Module) -> Generator[None]:
         for parameter, trainable in frozen.items():
             if trainable:
                 parameter.requires_grad_(False)
-        yield
+        # Ambient modes of the caller would silently change or remove the scores.
+        with torch.inference_mode(False), torch.autocast(device, enabled=False):
+            yield
     finally:
         for holder, name, value in rates:
             setattr(holder, name, value)

@@ -190,7 +190,8 @@ def _kind(source: str, config: Any, likelihood: str) -> str:
         if name.endswith("ForMaskedLM"):
             return "masked-lm"
         if name.endswith("ForSequenceClassification"):
-            regression = getattr(config, "problem_type", None) == "regression"
+            problem = getattr(config, "problem_type", None)
+            regression = problem == "regression" or getattr(config, "num_labels", 2) == 1
             return "regression" if regression else "classification"
     raise ConfigError(
         f"model {source} has architectures {names or 'none'} in its config.json; expected one "

@@ -45,6 +45,9 @@ def prepare_run(config: RunConfig) -> PreparedRun:
 
     Returns:
         What the run needs from here on.
+
+    Raises:
+        DataError: If a task has a single row.
     """
     files = _files(config)
     checkpoint = open_checkpoint(config)
@@ -54,6 +57,10 @@ def prepare_run(config: RunConfig) -> PreparedRun:
     plans = {}
     for name, examples in tasks.items():
         with _naming(name, files[name]):
+            if len(examples) < 2:
+                raise DataError(
+                    "one row only; a run compares two halves of each task, so give at least two"
+                )
             plans[name] = plan(model, examples, **estimate_options(config))
     return PreparedRun(
         config=absolute(config, checkpoint),
@@ -106,6 +113,19 @@ def absolute(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
     )
 
 
+def _longest(asked: int, config: Any) -> int:
+    """No longer than the model has positions for; some families keep the first ones free."""
+    known = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    free = 2 if "roberta" in str(getattr(config, "model_type", "")) else 0
+    return min([asked, *(n - free for n in known if isinstance(n, int) and n > free)])
+
+
+def _real(example: Example) -> Example:
+    """Scores are often written as whole numbers; a regression takes them as what they mean."""
+    labels = example.labels
+    return example if labels is None else dataclasses.replace(example, labels=labels.float())
+
+
 def _path(text: str) -> Path:
     # Without ".." but through links as the user wrote them.
     return Path(os.path.abspath(Path(text).expanduser()))
@@ -121,17 +141,19 @@ def _files(config: RunConfig) -> dict[str, Path]:
 
 
 def _read(name: str, path: Path, checkpoint: Checkpoint, config: RunConfig) -> list[Example]:
-    classifies = checkpoint.kind in {"classification", "regression"}
+    classifies = checkpoint.kind == "classification"
     labels = dict(getattr(checkpoint.config, "label2id", None) or {}) if classifies else None
     with _naming(name, path):
         _check_shape(path, checkpoint.kind)
         examples = read_jsonl(
             path,
             checkpoint.tokenizer,
-            max_length=config.max_length,
+            max_length=_longest(config.max_length, checkpoint.config),
             max_examples=config.fisher.max_examples,
             label_names=labels,
         )
+        if checkpoint.kind == "regression":
+            return [_real(example) for example in examples]
         if checkpoint.kind != "masked-lm":
             return examples
         tokenizer = checkpoint.tokenizer

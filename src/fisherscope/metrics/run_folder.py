@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from fisherscope.errors import StoreError
 from fisherscope.results import plain
@@ -23,7 +24,6 @@ RESULTS = "results.json"
 REPORT = "report.html"
 FISHER = "fisher"
 TABLES = "tables"
-_OURS = {CONFIG, RESULTS, REPORT, FISHER, TABLES}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _LOCKED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -41,7 +41,7 @@ def check_out(out: Path) -> None:
         raise StoreError(f"{out} is a file, not a folder; choose another --out")
     if out.is_dir():
         entries = [entry.name for entry in out.iterdir() if not entry.name.startswith(".")]
-        ours = _OURS & set(entries) or any((out / name / MANIFEST).is_file() for name in entries)
+        ours = _is_run(out) or any((out / name / MANIFEST).is_file() for name in entries)
         if entries and not ours:
             raise StoreError(
                 f"{out} is not empty and holds no run (it has {', '.join(sorted(entries)[:3])}); "
@@ -50,6 +50,17 @@ def check_out(out: Path) -> None:
     folder = nearest_folder(out)
     with writing(folder), tempfile.TemporaryFile(dir=folder) as probe:
         probe.write(b"\0")
+
+
+def _is_run(out: Path) -> bool:
+    """Whether a folder holds what a run writes, and not just a file of the same name."""
+    if (out / FISHER).is_dir():
+        return True
+    try:
+        config = yaml.safe_load((out / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(config, dict) and {"model", "tasks", "out"} <= set(config)
 
 
 def check_space(out: Path, needed: int) -> None:
