@@ -165,6 +165,9 @@ class _Run:
         known = set()
         if self.earlier is not None:
             known = {*self.earlier.ledger.ids, *self.earlier.skipped}
+            # Going on from the same sums, not adding to them at the end, rounds the same way.
+            for name, total in self.accumulator.sums.items():
+                total.copy_(self.earlier.sums[name])
         left = [e for e in self.examples if e.id not in known]
         self.left = batches(left, p.config.batch_size) if left else []
 
@@ -265,4 +268,6 @@ class _Run:
             n_units=len(self.done) if config.unit == "example" else int(tokens.sum()),
             skipped=tuple(self.skipped),
         )
-        return fisher if self.earlier is None else self.earlier + fisher
+        if self.earlier is None:
+            return fisher
+        return dataclasses.replace(self.earlier + fisher, sums=fisher.sums)

@@ -146,7 +146,8 @@ def test_an_interrupted_task_goes_on_within_itself(room, tmp_path, monkeypatch):
     seen.clear()
     limit = -1
     estimate_only(run, progress=False)
-    assert len(seen) == whole - n // 2
+    # The first half, and the two examples of the second that were complete, are kept.
+    assert len(seen) == whole - n // 2 - 2
     assert [p.name for p in out.iterdir()] == ["prose"]
     again, once = FisherStore(out)["prose"], FisherStore(tmp_path / "whole")["prose"]
     assert all(torch.equal(again.sums[name], once.sums[name]) for name in once.sums)
