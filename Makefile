@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 STAMP = .venv/.installed
 
-.PHONY: demo test slow lint bench clean
+.PHONY: demo test slow lint clean
 
 demo: $(STAMP)
 	$(BIN)/fisherscope demo --out runs/demo
