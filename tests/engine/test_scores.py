@@ -109,6 +109,18 @@ def test_against_dense_gradients(name):
     score.add(total)
     assert torch.allclose(total, start + whole.sum(0))
 
+    total, weights = start.clone(), draw(B, seed=5)
+    score.add(total, weights)
+    assert torch.allclose(total, start + torch.einsum("n,n...->...", weights, whole))
+    for some in (slice(0, B), slice(1, 3)):
+        assert torch.allclose(score.dense(some, whole.shape[1:]), whole[some])
+    if name in {"matrix", "transposed"}:
+        g, a = score.factors()
+        product = torch.einsum("nto,nti->nio" if name == "transposed" else "nto,nti->noi", g, a)
+        assert torch.allclose(product, whole)
+    else:
+        assert score.factors() is None
+
 
 # Would catch: uses of a reused parameter squared one by one.
 @pytest.mark.parametrize("name", KINDS)

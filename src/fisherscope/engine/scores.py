@@ -10,7 +10,7 @@ Shapes: ``batch`` examples, ``shared`` positions of an example that use the same
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,8 +45,16 @@ class Score(ABC):
         """``⟨G_n, Δ⟩`` for each example [batch]; ``delta`` has the parameter's shape."""
 
     @abstractmethod
-    def add(self, total: Tensor) -> None:
-        """Add the plain sum ``Σ_n G_n`` to ``total`` (parameter's shape)."""
+    def add(self, total: Tensor, weights: Tensor | None = None) -> None:
+        """Add ``Σ_n w_n G_n`` to ``total`` (parameter's shape); weights [batch], default 1."""
+
+    @abstractmethod
+    def dense(self, rows: slice, shape: Sequence[int]) -> Tensor:
+        """``G_n`` of some examples of the batch [examples, *shape], fp32 or better."""
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """``g`` [batch, shared, out] and ``a`` [batch, shared, in], if ``G_n = g_nᵀ a_n``."""
+        return None
 
     def merge(self, other: Score) -> Score | None:
         """The score of both uses of one parameter together, or ``None`` if not expressible."""
@@ -56,6 +64,22 @@ class Score(ABC):
 
 def _padded(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts, dim=1)
+
+
+def weighted(x: Tensor, weights: Tensor | None) -> Tensor:
+    """Multiply each example by its weight.
+
+    Args:
+        x: [batch, ...].
+        weights: [batch], or ``None`` for ones.
+
+    Returns:
+        ``x`` itself or a new tensor, fp32 or better.
+    """
+    if weights is None:
+        return x
+    x = fp32(x)
+    return x * weights.to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
 @dataclass(frozen=True)
@@ -87,9 +111,17 @@ class MatrixScore(Score):
     def inner(self, delta: Tensor) -> Tensor:  # noqa: D102
         return contraction.inner(*self._stored(), delta)
 
-    def add(self, total: Tensor) -> None:  # noqa: D102
+    def add(self, total: Tensor, weights: Tensor | None = None) -> None:  # noqa: D102
         g, a = self._stored()
+        g = weighted(g, weights)
         total.addmm_(g.flatten(0, 1).t().to(total.dtype), a.flatten(0, 1).to(total.dtype))
+
+    def dense(self, rows: slice, shape: Sequence[int]) -> Tensor:  # noqa: D102
+        g, a = self._stored()
+        return torch.bmm(fp32(g[rows]).transpose(1, 2), fp32(a[rows])).reshape(-1, *shape)
+
+    def factors(self) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return self.g, self.a
 
     def merge(self, other: Score) -> Score | None:  # noqa: D102
         if not isinstance(other, MatrixScore) or other.transposed != self.transposed:
@@ -152,8 +184,16 @@ class EmbeddingScore(Score):
     def inner(self, delta: Tensor) -> Tensor:  # noqa: D102
         return (delta[self.ids] * fp32(self.g)).sum((1, 2))
 
-    def add(self, total: Tensor) -> None:  # noqa: D102
-        total.index_add_(0, self.ids.flatten(), self.g.flatten(0, 1).to(total.dtype))
+    def add(self, total: Tensor, weights: Tensor | None = None) -> None:  # noqa: D102
+        g = weighted(self.g, weights)
+        total.index_add_(0, self.ids.flatten(), g.flatten(0, 1).to(total.dtype))
+
+    def dense(self, rows: slice, shape: Sequence[int]) -> Tensor:  # noqa: D102
+        ids, g = self.ids[rows], fp32(self.g[rows])
+        table = torch.zeros((len(ids), *shape), dtype=g.dtype, device=g.device)
+        offset = torch.arange(len(ids), device=ids.device).unsqueeze(1) * shape[0]
+        table.flatten(0, 1).index_add_(0, (ids + offset).flatten(), g.flatten(0, 1))
+        return table
 
     def merge(self, other: Score) -> Score | None:  # noqa: D102
         if not isinstance(other, EmbeddingScore):
@@ -218,8 +258,12 @@ class VectorScore(Score):
     def inner(self, delta: Tensor) -> Tensor:  # noqa: D102
         return (self._examples() * delta.reshape(-1)).sum(1)
 
-    def add(self, total: Tensor) -> None:  # noqa: D102
-        total.view(-1).add_(self._examples().sum(0))
+    def add(self, total: Tensor, weights: Tensor | None = None) -> None:  # noqa: D102
+        total.view(-1).add_(weighted(self._examples(), weights).sum(0))
+
+    def dense(self, rows: slice, shape: Sequence[int]) -> Tensor:  # noqa: D102
+        x = None if self.x is None else self.x[rows]
+        return VectorScore(self.g[rows], x)._examples().reshape(-1, *shape)
 
     def merge(self, other: Score) -> Score | None:  # noqa: D102
         if not isinstance(other, VectorScore):
@@ -263,9 +307,13 @@ class DenseScore(Score):
         parts = [(self.gradients(r) * delta).flatten(1).sum(1) for r in self._chunks()]
         return torch.cat(parts)
 
-    def add(self, total: Tensor) -> None:  # noqa: D102
+    def add(self, total: Tensor, weights: Tensor | None = None) -> None:  # noqa: D102
         for rows in self._chunks():
-            total.add_(self.gradients(rows).sum(0))
+            part = None if weights is None else weights[rows]
+            total.add_(weighted(self.gradients(rows), part).sum(0))
+
+    def dense(self, rows: slice, shape: Sequence[int]) -> Tensor:  # noqa: D102
+        return fp32(self.gradients(rows)).reshape(-1, *shape)
 
     def merge(self, other: Score) -> Score | None:  # noqa: D102
         if not isinstance(other, DenseScore) or self.positions or other.positions:
