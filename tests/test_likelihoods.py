@@ -12,6 +12,7 @@ from torch import nn
 
 import fisherscope as fs
 from fisherscope.data import Example, collate
+from fisherscope.labels import Column, Drawn, Signs
 from fisherscope.likelihoods import NAMES, Classification, Regression, resolve
 from oracles import models, nets, rows
 
@@ -44,7 +45,7 @@ def test_loss_and_derivative_of_a_class(all_supervised):
 def test_drawn_classes():
     logits, targets = categorical()
     uniforms = [torch.rand(6, dtype=torch.float64) for _ in range(3)]
-    loss, sets = Classification().evaluate(logits.clone(), targets, uniforms)
+    loss, sets = Classification().evaluate(logits.clone(), targets, list(map(Drawn, uniforms)))
     truth = F.cross_entropy(logits, targets, reduction="none", ignore_index=-100)
     assert torch.allclose(loss, truth)
     p = logits.softmax(-1)
@@ -69,7 +70,7 @@ def test_impossible_classes_are_never_drawn(uniform, possible):
     logits[0, possible] = 0.0
     u = torch.tensor([uniform], dtype=torch.float64)
     loss, [(labels, derivative)] = Classification().evaluate(
-        logits, torch.tensor([possible[0]]), [u]
+        logits, torch.tensor([possible[0]]), [Drawn(u)]
     )
     assert int(labels) == (possible[0] if uniform == 0 else possible[-1])
     assert torch.isfinite(derivative).all() and torch.isfinite(loss).all()
@@ -80,7 +81,7 @@ def test_frequencies_of_draws():
     logits = torch.tensor([[0.0, 1.0, -1.0, 2.0]]).expand(20_000, 4).clone()
     u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     p = logits[0].softmax(-1)
-    _, [(labels, _)] = Classification().evaluate(logits, torch.zeros(20_000, dtype=torch.long), [u])
+    _, [(labels, _)] = Classification().evaluate(logits, torch.zeros(20_000, dtype=torch.long), [Drawn(u)])
     found = torch.bincount(labels, minlength=4) / 20_000
     assert torch.allclose(found, p, atol=1e-4)
 
@@ -96,7 +97,7 @@ def test_gaussian():
     n = 50_000
     u = (torch.arange(n, dtype=torch.float64) + 0.5).reshape(n, 1) / n
     _, [(labels, derivative)] = Regression().evaluate(
-        torch.full((n, 1), 2.0), torch.zeros(n, 1), [u]
+        torch.full((n, 1), 2.0), torch.zeros(n, 1), [Drawn(u)]
     )
     assert float(labels.mean()) == pytest.approx(2, abs=1e-3)
     assert float(labels.std()) == pytest.approx(1, abs=1e-2)
@@ -106,8 +107,52 @@ def test_gaussian():
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2.0**-53])
 def test_gaussian_draws_are_finite(uniform):
     u = torch.full((1, 2), uniform, dtype=torch.float64)
-    _, [(labels, derivative)] = Regression().evaluate(torch.zeros(1, 2), torch.zeros(1, 2), [u])
+    _, [(labels, derivative)] = Regression().evaluate(torch.zeros(1, 2), torch.zeros(1, 2), [Drawn(u)])
     assert torch.isfinite(labels).all() and torch.isfinite(derivative).all()
+
+
+def output_fisher(p: torch.Tensor) -> torch.Tensor:
+    return torch.diag(p) - torch.outer(p, p)
+
+
+# Would catch: columns that are not a root of the output Fisher (a missing −p, a probability
+# instead of its root), masked rows that contribute.
+def test_columns_are_an_exact_root():
+    logits, targets = categorical()
+    wanted = [Column(c) for c in range(5)]
+    _, sets = Classification().evaluate(logits.clone(), targets, wanted)
+    columns = torch.stack([derivative for _, derivative in sets], 2)
+    for row, target in enumerate(targets):
+        if target == -100:
+            assert not columns[row].any()
+            continue
+        expected = output_fisher(logits[row].softmax(-1))
+        assert torch.allclose(columns[row] @ columns[row].T, expected, atol=1e-14)
+    _, sets = Regression().evaluate(torch.randn(2, 3), torch.zeros(2, 3), wanted[:3])
+    columns = torch.stack([derivative for _, derivative in sets], 2)
+    assert torch.equal(columns @ columns.mT, torch.eye(3).expand(2, 3, 3))
+
+
+# Would catch: signs of a row that are not fair or not independent between classes, rows or
+# draws (then the mean outer product is not the output Fisher); a wrong root.
+def test_signs_have_the_output_fisher_as_covariance():
+    n = 40_000
+    logits = torch.tensor([[0.0, 1.0, -1.0, 2.0]], dtype=torch.float64).expand(n, 4).clone()
+    u = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    targets = torch.zeros(n, dtype=torch.long)
+    targets[0] = -100
+    _, [(labels, derivative)] = Classification().evaluate(logits, targets, [Signs(u)])
+    assert torch.equal(labels, targets) and not derivative[0].any()
+    products = derivative[1:].unsqueeze(2) * derivative[1:].unsqueeze(1)
+    error = products.mean(0) - output_fisher(logits[1].softmax(-1))
+    assert (error.abs() <= 4 * products.std(0) / n**0.5 + 1e-12).all()
+    neighbours = (derivative[1:-1] * derivative[2:]).mean(0)
+    assert (neighbours.abs() <= 4 * products.std(0).diagonal() / n**0.5).all()
+    _, [(_, derivative)] = Regression().evaluate(
+        torch.zeros(n, 1), torch.zeros(n, 1), [Signs(u.reshape(n, 1))]
+    )
+    assert set(derivative.flatten().tolist()) == {-1.0, 1.0}
+    assert abs(float(derivative.mean())) <= 4 / n**0.5
 
 
 # Would catch: a likelihood guessed wrongly from class, problem type or labels.

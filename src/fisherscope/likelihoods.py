@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from fisherscope.data import Batch, Example
 from fisherscope.errors import DataError, LikelihoodError
+from fisherscope.labels import Column, Drawn, Signs, Wanted
 
 IGNORE = -100
 NAMES = ("causal-lm", "masked-lm", "classification", "regression")
@@ -30,10 +32,12 @@ class Likelihood(ABC):
         name: Word used in identities and on the command line.
         tokenwise: Whether an example has one row per position (language models) or one
             row in all.
+        causal: Whether no position sees a later one.
     """
 
     name: str
     tokenwise: bool
+    causal: ClassVar[bool] = False
 
     @abstractmethod
     def targets(self, batch: Batch) -> Tensor:
@@ -48,9 +52,9 @@ class Likelihood(ABC):
 
     @abstractmethod
     def evaluate(
-        self, outputs: Tensor, targets: Tensor, uniforms: Sequence[Tensor] = ()
+        self, outputs: Tensor, targets: Tensor, wanted: Sequence[Wanted] = ()
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Loss and score of every row, for the data's labels or for drawn ones.
+        """Loss and score of every row, for the data's labels or for the model's own.
 
         ``loss = −log p(target)`` in nats, and for each set of labels
         ``derivative = ∂(−log p(label))/∂outputs``, both zero in unsupervised rows.
@@ -58,25 +62,14 @@ class Likelihood(ABC):
         Args:
             outputs: [rows, classes] or [rows, values], fp32 or better; may be overwritten.
             targets: [rows] or [rows, values].
-            uniforms: One tensor [rows] (or [rows, values]) in [0, 1) per wanted draw from
-                the model. Default: none, the labels are the data's.
+            wanted: What takes the place of the data's labels, see
+                :mod:`fisherscope.labels`. Default: nothing, the labels are the data's.
 
         Returns:
-            The loss of the data's labels [rows], and one pair (labels, derivative) per
-            draw, or a single one for the data's labels.
+            The loss of the data's labels [rows], and one pair (labels, derivative) for
+            each thing wanted, or a single one for the data's labels. The labels of signs
+            and columns are the data's: these have none of their own.
         """
-
-    def uniforms_per_row(self, outputs: int) -> int:
-        """How many uniforms a draw consumes per row.
-
-        Args:
-            outputs: Width of the model's output.
-
-        Returns:
-            A positive number.
-        """
-        del outputs
-        return 1
 
     def outputs(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The model's output with the shape that the targets ask for.
@@ -197,7 +190,7 @@ class Categorical(Likelihood):
     """One class out of many per row: softmax of the logits."""
 
     def evaluate(  # noqa: D102
-        self, outputs: Tensor, targets: Tensor, uniforms: Sequence[Tensor] = ()
+        self, outputs: Tensor, targets: Tensor, wanted: Sequence[Wanted] = ()
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         supervised = targets != IGNORE
         index = targets.clamp_min(0).unsqueeze(-1)
@@ -210,23 +203,39 @@ class Categorical(Likelihood):
         if not bool(supervised.all()):
             p[~supervised] = 0.0
         minus = -supervised.to(p.dtype).unsqueeze(-1)
-        if not uniforms:
+        if not wanted:
             return loss, [(targets, p.scatter_add_(-1, index, minus))]
-        cumulative = p.cumsum(-1)
+        cumulative = p.cumsum(-1) if any(isinstance(w, Drawn) for w in wanted) else p
         sets = []
-        for draw, uniform in enumerate(uniforms):
+        for number, what in enumerate(wanted):
+            if not isinstance(what, Drawn):
+                sets.append((targets, _root(p, what)))
+                continue
             # Scaling by the last entry keeps the draw inside the table whatever the rounding.
             # Kept below it, or a uniform that rounds to one would draw an impossible class.
             last = cumulative[..., -1:]
             threshold = torch.minimum(
-                uniform.to(p).unsqueeze(-1) * last, torch.nextafter(last, torch.zeros_like(last))
+                what.uniforms.to(p).unsqueeze(-1) * last,
+                torch.nextafter(last, torch.zeros_like(last)),
             )
             drawn = torch.searchsorted(cumulative, threshold, right=True)
             drawn.clamp_(max=outputs.shape[-1] - 1)
             labels = torch.where(supervised, drawn.squeeze(-1), targets)
-            derivative = p if draw == len(uniforms) - 1 else p.clone()
+            derivative = p if number == len(wanted) - 1 else p.clone()
             sets.append((labels, derivative.scatter_add_(-1, drawn, minus)))
         return loss, sets
+
+
+def _root(p: Tensor, what: Signs | Column) -> Tensor:
+    """One vector of the root of ``diag(p) − ppᵀ`` per row; zero where ``p`` is zero."""
+    if isinstance(what, Signs):
+        root = p.sqrt()
+        signed = torch.where(what.expand(p.shape[-1]), root, -root)
+        return torch.addcmul(signed, p, signed.sum(-1, keepdim=True), value=-1)
+    root = p[..., what.number : what.number + 1].sqrt()
+    column = -p * root
+    column[..., what.number : what.number + 1] += root
+    return column
 
 
 class CausalLM(Categorical):
@@ -234,6 +243,7 @@ class CausalLM(Categorical):
 
     name = "causal-lm"
     tokenwise = True
+    causal = True
 
     def complete(self, examples: Sequence[Example], *, sampled: bool) -> list[Example]:
         """Every real token of an example without labels is supervised.
@@ -367,22 +377,26 @@ class Regression(Likelihood):
         return batch.labels.reshape(len(batch.ids), -1)
 
     def evaluate(  # noqa: D102
-        self, outputs: Tensor, targets: Tensor, uniforms: Sequence[Tensor] = ()
+        self, outputs: Tensor, targets: Tensor, wanted: Sequence[Wanted] = ()
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         targets = targets.to(outputs)
         constant = 0.5 * outputs.shape[-1] * math.log(2 * math.pi)
         loss = 0.5 * (outputs - targets).square().sum(-1) + constant
-        if not uniforms:
+        if not wanted:
             return loss, [(targets, outputs - targets)]
         tiny = torch.finfo(torch.float64).tiny
         sets = []
-        for uniform in uniforms:
-            noise = torch.special.ndtri(uniform.double().clamp_min(tiny)).to(outputs)
-            sets.append((outputs + noise, -noise))
+        for what in wanted:
+            if isinstance(what, Drawn):
+                noise = torch.special.ndtri(what.uniforms.double().clamp_min(tiny)).to(outputs)
+                sets.append((outputs + noise, -noise))
+            elif isinstance(what, Signs):
+                sets.append((targets, 1.0 - 2.0 * (what.uniforms >= 0.5).to(outputs)))
+            else:
+                column = torch.zeros_like(outputs)
+                column[..., what.number] = 1.0
+                sets.append((targets, column))
         return loss, sets
-
-    def uniforms_per_row(self, outputs: int) -> int:  # noqa: D102
-        return outputs
 
     def outputs(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
         if outputs.ndim == 1:

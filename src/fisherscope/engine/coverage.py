@@ -26,6 +26,9 @@ class Coverage:
         single: Whether the model computes something else for an example in a batch than
             for the example alone, so that batches have to be of one.
         outputs_second: Names of weights stored as [in, out, ...].
+        width: Last dimension of the model's output: classes or values.
+        factored: Weights whose every use is a product with a matrix of inputs, so that they
+            have Kronecker factors, to the bias of the same layer or ``None``.
     """
 
     rules: list[BoundRule]
@@ -34,6 +37,8 @@ class Coverage:
     text: dict[str, str] = field(default_factory=dict)
     single: bool = False
     outputs_second: frozenset[str] = frozenset()
+    width: int = 0
+    factored: dict[str, str | None] = field(default_factory=dict)
 
 
 def bind(
@@ -42,6 +47,7 @@ def bind(
     head: Head,
     slow: dict[str, str],
     single: bool = False,
+    width: int = 0,
 ) -> Coverage:
     """Give every requested parameter a rule or the slow path.
 
@@ -51,6 +57,7 @@ def bind(
         head: How the backward pass starts; a fused head covers its own parameters.
         slow: Name to reason, for parameters already known to need the slow path.
         single: Whether batches have to be of one. Default: ``False``.
+        width: Last dimension of the model's output. Default: 0, unknown.
 
     Returns:
         A coverage in which each requested parameter occurs exactly once.
@@ -88,6 +95,9 @@ def bind(
     # A second owner without a rule does no harm by itself: verification tells whether the
     # parameter is really used there.
     uncovered = {n: slow.get(n) or owners[n] for n in requested if n not in labels}
+    uses = [(b.names, b.rule.factored) for b in bound if b.names]
+    if isinstance(head, FusedHead) and head.names:
+        uses.append((head.names, True))
     return Coverage(
         rules=[b for b in bound if b.names],
         head=head,
@@ -102,7 +112,31 @@ def bind(
             for module in model.modules()
             if _stores_outputs_second(module) and id(module.weight) in names
         ),
+        width=width,
+        factored=_factored(uses, set(uncovered)),
     )
+
+
+def _factored(
+    uses: list[tuple[dict[str, str], bool]], uncovered: set[str]
+) -> dict[str, str | None]:
+    """Weights with Kronecker factors, and the bias that goes with each."""
+    biases: dict[str, set[str | None]] = {}
+    broken = set(uncovered)
+    for names, factored in uses:
+        weight = names.get("weight")
+        if weight is None or not factored:
+            broken |= set(names.values())
+            continue
+        bias = names.get("bias")
+        biases.setdefault(weight, set()).add(bias if bias not in uncovered else None)
+    found: dict[str, str | None] = {}
+    for weight, partners in biases.items():
+        if weight not in broken:
+            # Uses with different biases have no bias in common.
+            (bias,) = partners if len(partners) == 1 else (None,)
+            found[weight] = bias if bias not in broken else None
+    return found
 
 
 def _stores_outputs_second(module: nn.Module) -> bool:

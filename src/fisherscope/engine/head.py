@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from fisherscope.data import Batch, Example, collate
 from fisherscope.engine.observer import Observer, Sink
 from fisherscope.engine.scores import MatrixScore, VectorScore
 from fisherscope.errors import LikelihoodError
+from fisherscope.labels import Wanted
 from fisherscope.likelihoods import IGNORE, Likelihood
 
 # Logits held at once; small enough to stay in a core's share of the cache hierarchy.
@@ -120,7 +122,7 @@ class PlainHead:
         self,
         output: Tensor,
         targets: Tensor,
-        uniforms: Sequence[Tensor],
+        wanted: Sequence[Wanted],
         observer: Observer,
         sink: Sink,
         first: int = 0,
@@ -131,7 +133,7 @@ class PlainHead:
         Args:
             output: The model's output, in the graph.
             targets: Aligned targets [batch, ...].
-            uniforms: One tensor per draw; none for the data's labels.
+            wanted: What takes the place of the data's labels; nothing: the data's.
             observer: Unused here.
             sink: Unused here.
             first: Unused here.
@@ -146,8 +148,8 @@ class PlainHead:
         rows = output.detach().reshape(-1, width)
         rows = rows.clone() if rows.dtype == torch.float64 else rows.to(torch.float32, copy=True)
         flat = targets if targets.shape == output.shape else targets.reshape(-1)
-        drawn = [u.reshape(flat.shape) for u in uniforms]
-        loss, sets = self.likelihood.evaluate(rows, flat, drawn)
+        flattened = [w.map(lambda u: u.reshape(flat.shape)) for w in wanted]
+        loss, sets = self.likelihood.evaluate(rows, flat, flattened)
         loss = loss.reshape(targets.shape[0], -1).sum(1)
         return loss, [
             LabelSet(labels.reshape(targets.shape), derivative.reshape(output.shape))
@@ -182,7 +184,7 @@ class FusedHead:
         self,
         output: Tensor,
         targets: Tensor,
-        uniforms: Sequence[Tensor],
+        wanted: Sequence[Wanted],
         observer: Observer,
         sink: Sink,
         first: int = 0,
@@ -193,7 +195,7 @@ class FusedHead:
         Args:
             output: Hidden states [batch, positions, features], in the graph.
             targets: Aligned targets [batch, positions].
-            uniforms: One tensor [batch, positions] per draw; none for the data's labels.
+            wanted: What takes the place of the data's labels; nothing: the data's.
             observer: Pairs a tied head with its embedding.
             sink: Receives the head's scores.
             first: Number of the first set of labels. Default: 0.
@@ -211,13 +213,13 @@ class FusedHead:
                 f"{self.likelihood.name}: hidden states of shape {tuple(hidden.shape)} for targets "
                 f"of shape {tuple(targets.shape)}"
             )
-        draws = 0 if losses_only else max(1, len(uniforms))
+        draws = 0 if losses_only else max(1, len(wanted))
         cotangents = [torch.zeros_like(hidden) for _ in range(draws)]
         labels = [targets.clone() for _ in range(draws)]
         losses = hidden.new_zeros(hidden.shape[0], dtype=torch.float64)
         for rows in self._chunks(targets):
             loss, sets, index = self._chunk(
-                hidden[rows], targets[rows], [u[rows] for u in uniforms]
+                hidden[rows], targets[rows], [w.map(itemgetter(rows)) for w in wanted]
             )
             losses[rows] = loss
             if losses_only:
@@ -241,7 +243,7 @@ class FusedHead:
         for start in range(0, targets.shape[0], size):
             yield slice(start, min(start + size, targets.shape[0]))
 
-    def _chunk(self, hidden: Tensor, targets: Tensor, uniforms: Sequence[Tensor]):
+    def _chunk(self, hidden: Tensor, targets: Tensor, wanted: Sequence[Wanted]):
         """Evaluate the supervised rows of a few examples; their positions come back too."""
         supervised = targets != IGNORE
         longest = max(1, int(supervised.sum(1).max()))
@@ -251,7 +253,7 @@ class FusedHead:
             order = torch.argsort(supervised.to(torch.int8), dim=1, descending=True, stable=True)
             index = order[:, :longest]
             targets = targets.gather(1, index)
-            uniforms = [u.gather(1, index) for u in uniforms]
+            wanted = [w.map(lambda u, i=index: u.gather(1, i)) for w in wanted]
         picked = _gather(hidden, index)
         bias = self.module.bias
         logits = F.linear(
@@ -261,7 +263,7 @@ class FusedHead:
             logits = logits.float()
         batch, positions, width = logits.shape
         loss, sets = self.likelihood.evaluate(
-            logits.view(-1, width), targets.reshape(-1), [u.reshape(-1) for u in uniforms]
+            logits.view(-1, width), targets.reshape(-1), [w.map(torch.flatten) for w in wanted]
         )
         shaped = [
             (labels.view(batch, positions), derivative.view(batch, positions, width))

@@ -101,6 +101,7 @@ class Observer:
         self._extent = Extent(0, None, False)
         self._batch = 0
         self._counting = False
+        self._inputs: Callable[[str, Tensor], None] | None = None
         self._sink: Sink | None = None
         self._draw = 0
 
@@ -177,11 +178,21 @@ class Observer:
             uses.kinds[kind] += 1
             if kind == "embedding":
                 uses.ids.append(saved[0])
+        name = bound.names.get("weight")
+        if self._inputs is not None and name is not None:
+            with torch.no_grad():
+                rows = bound.rule.inputs(saved, self._batch)
+            if rows is not None:
+                self._inputs(name, rows)
 
     # -- one batch ------------------------------------------------------------------
 
     def forward(
-        self, extent: Extent, run: Callable[[], Any], extra: Mapping[str, str] | None = None
+        self,
+        extent: Extent,
+        run: Callable[[], Any],
+        extra: Mapping[str, str] | None = None,
+        inputs: Callable[[str, Tensor], None] | None = None,
     ) -> Any:
         """Run a forward pass and count the uses of every parameter in it.
 
@@ -190,18 +201,21 @@ class Observer:
             run: Calls the model.
             extra: Name to kind of the parameters that get one more use, delivered
                 through :meth:`deliver` by the caller. Default: none.
+            inputs: Called with (name, input rows [batch, shared, in]) at every use of a
+                weight with a Kronecker form, once however often the backward pass
+                recomputes it. Default: ``None``.
 
         Returns:
             What ``run`` returned.
         """
         self._extent, self._batch, self._counting = extent, extent.examples, True
-        self._uses, self.failures = {}, {}
+        self._uses, self.failures, self._inputs = {}, {}, inputs
         for name, kind in (extra or {}).items():
             self._uses.setdefault(name, _Uses()).kinds[kind] += 1
         try:
             return run()
         finally:
-            self._counting = False
+            self._counting, self._inputs = False, None
 
     def backward(self, output: Tensor, cotangent: Tensor, draw: int, sink: Sink, retain: bool):
         """Backpropagate one set of label scores through the graph of the last forward pass.

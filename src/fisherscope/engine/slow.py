@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fisherscope.data import Batch
 from fisherscope.engine.head import call_model
 from fisherscope.engine.probe import anchored
+from fisherscope.labels import Wanted
 from fisherscope.likelihoods import Likelihood
 
 
@@ -17,7 +18,7 @@ def one_by_one(
     model: nn.Module,
     likelihood: Likelihood,
     batch: Batch,
-    labels: Sequence[Tensor],
+    labels: Sequence[tuple[Tensor, Wanted | None]],
     parameters: dict[str, nn.Parameter],
 ) -> Iterator[dict[str, Tensor]]:
     """Plain autograd for one example: the exact path of every parameter without a rule.
@@ -26,7 +27,7 @@ def one_by_one(
         model: The model, frozen.
         likelihood: Its likelihood.
         batch: A batch of one.
-        labels: Targets, one entry per backward pass.
+        labels: Targets, and what takes their place if anything; one entry per backward pass.
         parameters: Name to parameter.
 
     Yields:
@@ -37,14 +38,15 @@ def one_by_one(
         parameter.grad = None
     try:
         with torch.enable_grad(), anchored(model):
-            output = likelihood.outputs(call_model(model, batch), labels[0])
-        for number, targets in enumerate(labels):
+            output = likelihood.outputs(call_model(model, batch), labels[0][0])
+        for number, (targets, wanted) in enumerate(labels):
             rows = output.detach().reshape(-1, output.shape[-1])
             rows = (
                 rows.clone() if rows.dtype == torch.float64 else rows.to(torch.float32, copy=True)
             )
             flat = targets if targets.shape == output.shape else targets.reshape(-1)
-            _, ((_, derivative),) = likelihood.evaluate(rows, flat)
+            what = [wanted.map(lambda u, f=flat: u.reshape(f.shape))] if wanted else []
+            _, ((_, derivative),) = likelihood.evaluate(rows, flat, what)
             # Not autograd.grad: reentrant checkpointing supports only backward().
             if output.requires_grad:
                 output.backward(

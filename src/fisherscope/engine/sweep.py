@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -19,7 +19,15 @@ from fisherscope.engine.probe import anchored
 from fisherscope.engine.quiet import undisturbed
 from fisherscope.engine.scores import DenseScore, Score
 from fisherscope.engine.slow import one_by_one
+from fisherscope.labels import Column, Drawn, Signs, Wanted
 from fisherscope.likelihoods import IGNORE, Likelihood
+
+
+# Sets of labels between two calls of ``close``: the slow path repeats its forward pass for each
+# such group, and a head holds one cotangent for each set of a chunk.
+_SETS_AT_ONCE = 16
+
+Inputs = Callable[[str, Tensor, Tensor | None], None]
 
 
 @dataclass(frozen=True)
@@ -29,12 +37,27 @@ class Labelling:
     Attributes:
         draws: Draws from the model per example; 0 means the data's labels.
         seed: Keys the draws together with example id and position.
+        sampling: What a draw is: ``"labels"`` or ``"signs"`` on the root of the output Fisher.
         split: Backpropagate every token's own log-probability by itself.
+        columns: How many columns of the root of the output Fisher, token by token, take the
+            place of labels: all of them are the exact expectation. 0: none.
     """
 
     draws: int = 0
     seed: int = 0
+    sampling: str = "labels"
     split: bool = False
+    columns: int = 0
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """Sets of labels that share targets: one for each thing wanted, or the data's."""
+
+    targets: Tensor
+    wanted: Sequence[Wanted]
+    first: int  # number of the first set
+    counts: bool  # whether the loss of these targets has not been counted yet
 
 
 class Sweep:
@@ -63,14 +86,27 @@ class Sweep:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def run(self, examples: Sequence[Example], labelling: Labelling, sink: Sink) -> Tensor:
+    def run(
+        self,
+        examples: Sequence[Example],
+        labelling: Labelling,
+        sink: Sink,
+        *,
+        inputs: Inputs | None = None,
+        close: Callable[[], None] | None = None,
+    ) -> Tensor:
         """Hand the scores of a few examples to the sink.
 
         Args:
             examples: A batch that fits into memory.
             labelling: Which labels are scored.
-            sink: Called with (name, score, rows of the batch, number of the draw). The
-                score's sign is that of the loss gradient.
+            sink: Called with (name, score, rows of the batch, number of the set of labels).
+                The score's sign is that of the loss gradient.
+            inputs: Called once per use of a weight with a Kronecker form, with (name, input
+                rows [batch, shared, in], mask [batch, shared] of the rows that can carry
+                gradient or ``None`` for all). Default: ``None``.
+            close: Called whenever all scores of some sets of labels have been handed out.
+                Default: ``None``.
 
         Returns:
             The summed loss of each example for the data's labels, nats [batch]. If a layer
@@ -84,21 +120,44 @@ class Sweep:
                 def shifted(name: str, score: Score, rows: slice, draw: int, n: int = n) -> None:
                     sink(name, score, slice(n + rows.start, n + rows.stop), draw)
 
-                parts.append(self.run([example], labelling, shifted))
+                parts.append(
+                    self.run([example], labelling, shifted, inputs=inputs, close=close)
+                )
             return torch.cat(parts)
         batch = make_batch(self.model, examples)
         targets = self.likelihood.targets(batch)
-        uniforms = self._uniforms(batch, targets, labelling)
-        if labelling.split and not labelling.draws:
-            label_targets = split_targets(targets)
-        else:
-            label_targets = [targets]
-        loss, used = self._fast(batch, label_targets, uniforms, sink)
-        if self.coverage.slow:
-            self._slow(examples, used, sink)
+        sets = self._sets(targets, self._draws(batch, targets, labelling), labelling)
+        head, observer = self.coverage.head, self.observer
+        kinds = {
+            name: {"weight": "matrix"}.get(local, "vector") for local, name in head.names.items()
+        }
+        loss = torch.zeros(len(batch.ids), dtype=torch.float64, device=self.device)
+        used: list[tuple[int, Tensor, Wanted | None]] = []
+        try:
+            with torch.enable_grad(), head.installed():
+                output = observer.forward(
+                    extent_of(batch, self.likelihood.tokenwise),
+                    lambda: call_model(self.model, batch),
+                    kinds,
+                    inputs and masked(inputs, self._active(batch, targets)),
+                )
+            if inputs is not None and head.fused and "weight" in head.names:
+                inputs(head.names["weight"], output.detach(), targets != IGNORE)
+            for number, group in enumerate(sets):
+                loss += self._backward(output, group, number == len(sets) - 1, sink, used)
+                if number == len(sets) - 1 or len(used) >= _SETS_AT_ONCE:
+                    if observer.failures:
+                        raise UnexpectedShapeError(_explain(observer.failures), observer.failures)
+                    if self.coverage.slow:
+                        self._slow(examples, used, sink)
+                    used.clear()
+                    if close is not None:
+                        close()
+        finally:
+            observer.finish()
         return loss
 
-    def _uniforms(self, batch: Batch, targets: Tensor, labelling: Labelling) -> list[Tensor]:
+    def _draws(self, batch: Batch, targets: Tensor, labelling: Labelling) -> list[Wanted]:
         if not labelling.draws:
             return []
         if targets.is_floating_point():
@@ -107,61 +166,104 @@ class Sweep:
             # The rank among supervised positions: padding on either side does not matter.
             supervised = (targets.reshape(targets.shape[0], -1) != IGNORE).cpu().numpy()
             positions = np.maximum(np.cumsum(supervised, axis=1) - 1, 0)
+        kind = Signs if labelling.sampling == "signs" else Drawn
         return [
-            torch
-            .from_numpy(keyed_uniforms(labelling.seed, batch.ids, positions, draw))
-            .reshape(targets.shape)
-            .to(self.device)
+            kind(
+                torch
+                .from_numpy(keyed_uniforms(labelling.seed, batch.ids, positions, draw))
+                .reshape(targets.shape)
+                .to(self.device)
+            )
             for draw in range(labelling.draws)
         ]
 
-    def _fast(
-        self, batch: Batch, label_targets: list[Tensor], uniforms: list[Tensor], sink: Sink
-    ) -> tuple[Tensor, list[Tensor]]:
-        head, observer = self.coverage.head, self.observer
-        kinds = {
-            name: {"weight": "matrix"}.get(local, "vector") for local, name in head.names.items()
-        }
-        used: list[Tensor] = []
-        loss = torch.zeros(len(batch.ids), dtype=torch.float64, device=self.device)
-        try:
-            with torch.enable_grad(), head.installed():
-                output = observer.forward(
-                    extent_of(batch, self.likelihood.tokenwise),
-                    lambda: call_model(self.model, batch),
-                    kinds,
-                )
-            for position, targets in enumerate(label_targets):
-                with torch.no_grad():
-                    part, sets = head.label_sets(
-                        output, targets, uniforms, observer, sink, position
-                    )
-                loss += part
-                last = position == len(label_targets) - 1
-                for draw, labels in enumerate(sets):
-                    retain = not last or draw < len(sets) - 1
-                    observer.backward(output, labels.cotangent, position + draw, sink, retain)
-                    used.append(labels.labels)
-            if observer.failures:
-                raise UnexpectedShapeError(_explain(observer.failures), observer.failures)
-        finally:
-            observer.finish()
-        return loss, used
+    def _sets(
+        self, targets: Tensor, draws: Sequence[Wanted], labelling: Labelling
+    ) -> list[_Sets]:
+        if draws:
+            return [_Sets(targets, draws, 0, True)]
+        if not labelling.columns:
+            slots = split_targets(targets) if labelling.split else [targets]
+            return [_Sets(slot, (), number, True) for number, slot in enumerate(slots)]
+        step, count = _SETS_AT_ONCE, labelling.columns
+        return [
+            _Sets(slot, [Column(c) for c in range(start, min(start + step, count))],
+                  number * count + start, not start)
+            for number, slot in enumerate(split_targets(targets))
+            for start in range(0, count, step)
+        ]  # fmt: skip
 
-    def _slow(self, examples: Sequence[Example], used: list[Tensor], sink: Sink) -> None:
-        parameters = self.coverage.slow
+    def _active(self, batch: Batch, targets: Tensor) -> Tensor | None:
+        """Positions that can carry gradient: real ones, not after the last supervised one."""
+        if not self.likelihood.tokenwise or targets.ndim != 2:
+            return None
+        active = torch.ones_like(targets, dtype=torch.bool)
+        mask = batch.inputs.get("attention_mask")
+        if mask is not None and mask.shape == targets.shape:
+            active = mask.to(active.device) != 0
+        if self.likelihood.causal:
+            later = (targets != IGNORE).flip(1).cumsum(1).flip(1) > 0
+            active = active & later
+        return active
+
+    def _backward(
+        self,
+        output: Tensor,
+        group: _Sets,
+        last: bool,
+        sink: Sink,
+        used: list[tuple[int, Tensor, Wanted | None]],
+    ) -> Tensor:
+        with torch.no_grad():
+            loss, sets = self.coverage.head.label_sets(
+                output, group.targets, group.wanted, self.observer, sink, group.first
+            )
+        for place, labels in enumerate(sets):
+            number = group.first + place
+            retain = not last or place < len(sets) - 1
+            self.observer.backward(output, labels.cotangent, number, sink, retain)
+            wanted = group.wanted[place] if group.wanted else None
+            # A drawn label is kept rather than drawn again: rounding might draw another.
+            used.append((number, labels.labels, None if isinstance(wanted, Drawn) else wanted))
+        return loss if group.counts else torch.zeros_like(loss)
+
+    def _slow(
+        self,
+        examples: Sequence[Example],
+        used: Sequence[tuple[int, Tensor, Wanted | None]],
+        sink: Sink,
+    ) -> None:
         for n, example in enumerate(examples):
             batch = make_batch(self.model, [example])
             width = self.likelihood.targets(batch).shape[1:]
-            labels = [
-                one[n : n + 1, : width[0]] if self.likelihood.tokenwise else one[n : n + 1]
-                for one in used
-            ]
-            sets = one_by_one(self.model, self.likelihood, batch, labels, parameters)
-            for draw, gradients in enumerate(sets):
+
+            def own(x: Tensor, n: int = n, width: torch.Size = width) -> Tensor:
+                return x[n : n + 1, : width[0]] if self.likelihood.tokenwise else x[n : n + 1]
+
+            labels = [(own(one), what and what.map(own)) for _, one, what in used]
+            found = one_by_one(self.model, self.likelihood, batch, labels, self.coverage.slow)
+            for (number, _, _), gradients in zip(used, found, strict=True):
                 for name, gradient in gradients.items():
                     score = DenseScore(1, lambda _, g=gradient: g.unsqueeze(0))
-                    sink(name, score, slice(n, n + 1), draw)
+                    sink(name, score, slice(n, n + 1), number)
+
+
+def masked(inputs: Inputs, active: Tensor | None) -> Callable[[str, Tensor], None]:
+    """Tell with every layer input which of its rows can carry gradient.
+
+    Args:
+        inputs: Receives (name, rows [batch, shared, in], mask or ``None``).
+        active: Mask of the batch's positions, or ``None`` for a model without positions.
+
+    Returns:
+        A function of name and rows.
+    """
+
+    def deliver(name: str, a: Tensor) -> None:
+        fits = active is not None and a.shape[:2] == active.shape
+        inputs(name, a, active if fits else None)
+
+    return deliver
 
 
 def extent_of(batch: Batch, tokenwise: bool) -> Extent:

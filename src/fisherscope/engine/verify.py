@@ -58,10 +58,10 @@ def cover(
         head = _head(model, likelihood, pair[0], requested)
     if reference is None:
         reason = "the model's scores are not finite on the examples tried"
-        return bind(model, requested, head, dict.fromkeys(requested, reason), single)
+        return bind(model, requested, head, dict.fromkeys(requested, reason), single, width)
     slow: dict[str, str] = {}
     while True:
-        coverage = bind(model, requested, head, slow, single)
+        coverage = bind(model, requested, head, slow, single, width)
         found, called = _disagreements(model, likelihood, coverage, pair, reference)
         if not found:
             idle = {n for n in requested if n not in called and n not in slow}
@@ -98,7 +98,7 @@ def _reference(
         for example in candidates:
             batch = make_batch(model, [example])
             (gradients,) = one_by_one(
-                model, likelihood, batch, [likelihood.targets(batch)], requested
+                model, likelihood, batch, [(likelihood.targets(batch), None)], requested
             )
             if not all(bool(torch.isfinite(g).all()) for g in gradients.values()):
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,46 +11,43 @@ from torch import Tensor, nn
 
 from fisherscope.engine.coverage import Coverage
 from fisherscope.engine.scores import Score
+from fisherscope.structures.layout import BlockLayout
 
 
-class Accumulator:
-    """Sums of squared scores for the diagonal and grouped structures.
+class Accumulator(ABC):
+    """Sums of one structure over batches.
 
-    The engine calls :meth:`add` as its sink; :meth:`batch_norms` closes a batch.
+    The engine calls :meth:`add` as its sink, :meth:`inputs` and :meth:`close` where
+    ``needs_inputs`` says so; :meth:`batch_norms` ends a batch.
 
     Args:
         parameters: Requested name to parameter.
-        coverage: Tells along which dimension a stored-transposed weight is grouped.
-        structure: ``"diagonal"`` or ``"grouped"``.
-        unit: ``"position"`` squares each position by itself, any other unit each example.
+        coverage: What covers which parameter.
 
     Attributes:
-        sums: Requested name to tensor on the model's device, fp32 or better.
+        sums: Key of the structure to tensor on the model's device, fp32 or better.
         complete: Whether the sums hold whole batches only.
+        needs_inputs: Whether the structure takes layer inputs from the forward pass.
     """
 
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        coverage: Coverage,
-        structure: str,
-        unit: str,
-    ):
-        self._grouped = structure == "grouped"
-        self._positions = unit == "position"
-        self._columns = {name: i for i, name in enumerate(parameters)}
-        self.sums = {
-            name: torch.zeros(
-                group_shape(tuple(p.shape), name in coverage.outputs_second)
-                if self._grouped
-                else p.shape,
-                dtype=torch.float64 if p.dtype == torch.float64 else torch.float32,
-                device=p.device,
-            )
-            for name, p in parameters.items()
-        }
-        self._norms: Tensor = torch.empty(0)
+    needs_inputs = False
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], coverage: Coverage):
+        self.parameters = dict(parameters)
+        self.coverage = coverage
+        self.sums: dict[str, Tensor] = {}
         self.complete = True
+        self._columns = {name: i for i, name in enumerate(parameters)}
+        self._norms: Tensor = torch.empty(0)
+
+    @property
+    def layout(self) -> tuple[BlockLayout, ...]:
+        """The blocks that the sums belong to; empty for structures without blocks."""
+        return ()
+
+    def coverage_text(self) -> dict[str, str]:
+        """Parameter name to the rule that produced it."""
+        return dict(self.coverage.text)
 
     def open_batch(self, examples: int, sets: int, device: torch.device) -> None:
         """Start the ledger rows of a batch.
@@ -63,6 +61,7 @@ class Accumulator:
         self._norms = torch.zeros(shape, dtype=torch.float64, device=device)
         self.complete = True
 
+    @abstractmethod
     def add(self, name: str, score: Score, rows: slice, draw: int) -> None:
         """Take one score; the engine's sink.
 
@@ -72,25 +71,135 @@ class Accumulator:
             rows: Consecutive examples.
             draw: Number of the set of labels.
         """
+
+    def inputs(self, name: str, a: Tensor, mask: Tensor | None) -> None:
+        """Take the input of a layer, once per forward pass.
+
+        Args:
+            name: Requested name of the weight.
+            a: Input rows [batch, shared, in].
+            mask: Rows that can carry gradient [batch, shared]; ``None`` for all.
+        """
+
+    def close(self) -> None:
+        """All scores of the sets of labels so far have arrived."""
+
+    def batch_norms(self) -> np.ndarray:
+        """End the batch.
+
+        Returns:
+            Squared score norms, float64 [sets, examples, tensors].
+        """
+        self.complete = True
+        return self._norms.cpu().numpy()
+
+    def absorb(self, other: Accumulator) -> None:
+        """Add the sums of another accumulator over other examples.
+
+        Args:
+            other: Of the same structure and parameters.
+        """
+        for key, total in other.sums.items():
+            if key in self.sums:
+                self.sums[key].add_(total)
+            else:
+                self.sums[key] = total.clone()
+
+    def resume(self, sums: Mapping[str, Tensor]) -> None:
+        """Go on from earlier sums.
+
+        Args:
+            sums: As :meth:`results` gave them.
+        """
+        device = next(iter(self.parameters.values())).device
+        for key, value in sums.items():
+            # Going on from the same sums, not adding to them at the end, rounds the same way.
+            self.sums[key] = value.to(device, copy=True)
+
+    def results(self) -> dict[str, Tensor]:
+        """The sums as a Fisher keeps them.
+
+        Returns:
+            New tensors on the CPU.
+        """
+        return {key: total.detach().cpu().clone() for key, total in self.sums.items()}
+
+    def _record(self, name: str, rows: slice, draw: int, norms: Tensor) -> None:
+        self.complete = False
+        kept = min(draw, self._norms.shape[0] - 1)
+        self._norms[kept, rows, self._columns[name]] += norms
+
+
+class SquaresAccumulator(Accumulator):
+    """Sums of squared scores for the diagonal and grouped structures.
+
+    Args:
+        parameters: Requested name to parameter.
+        coverage: Tells along which dimension a stored-transposed weight is grouped.
+        grouped: Sum over each output's parameters.
+        unit: ``"position"`` squares each position by itself, ``"batch"`` the sum over the
+            batch, any other unit each example.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        coverage: Coverage,
+        grouped: bool,
+        unit: str,
+    ):
+        super().__init__(parameters, coverage)
+        self._grouped, self._unit = grouped, unit
+        self._batch: dict[tuple[int, str], Tensor] = {}
+        self.sums = {
+            name: zeros(
+                group_shape(tuple(p.shape), name in coverage.outputs_second)
+                if grouped
+                else tuple(p.shape),
+                p,
+            )
+            for name, p in parameters.items()
+        }
+
+    def add(self, name: str, score: Score, rows: slice, draw: int) -> None:  # noqa: D102
         total = self.sums[name]
         self.complete = False
-        if self._positions:
+        if self._unit == "batch":
+            parameter = self.parameters[name]
+            held = self._batch.setdefault((draw, name), zeros(tuple(parameter.shape), parameter))
+            score.add(held)
+            return
+        if self._unit == "position":
             norms = score.position_squares(total)
         elif self._grouped:
             norms = score.row_squares(total)
         else:
             norms = score.squares(total)
-        kept = min(draw, self._norms.shape[0] - 1)
-        self._norms[kept, rows, self._columns[name]] += norms
+        self._record(name, rows, draw, norms)
 
-    def batch_norms(self) -> np.ndarray:
-        """Squared score norms of the open batch.
+    def batch_norms(self) -> np.ndarray:  # noqa: D102
+        examples = self._norms.shape[1]
+        for (draw, name), summed in self._batch.items():
+            squares = summed.square_()
+            self.sums[name].add_(squares.sum_to_size(self.sums[name].shape))
+            # One number for the whole batch: the ledger's groups say so.
+            self._record(name, slice(None), draw, squares.sum(dtype=torch.float64) / examples)
+        self._batch.clear()
+        return super().batch_norms()
 
-        Returns:
-            float64 [sets, examples, tensors].
-        """
-        self.complete = True
-        return self._norms.cpu().numpy()
+
+def zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """An accumulator where a parameter lives, fp32 or better.
+
+    Args:
+        shape: Its shape.
+        like: The parameter.
+
+    Returns:
+        Zeros, fp64 for an fp64 parameter and fp32 for all others.
+    """
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return torch.zeros(shape, dtype=dtype, device=like.device)
 
 
 def group_shape(shape: tuple[int, ...], outputs_second: bool) -> tuple[int, ...]:

@@ -1,0 +1,181 @@
+"""EKFAC eigenvalues: squared scores in the eigenbasis of the Kronecker factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fisherscope.engine import contraction
+from fisherscope.engine.contraction import at_least_fp32
+from fisherscope.engine.coverage import Coverage
+from fisherscope.engine.layers import UnexpectedShapeError
+from fisherscope.engine.scores import Score
+from fisherscope.structures.accumulate import Accumulator, zeros
+from fisherscope.structures.layout import BlockLayout
+
+
+class EigenAccumulator(Accumulator):
+    """Sums of ``(Q_Gᵀ G_n Q_A)²``: the best diagonal in a fixed Kronecker eigenbasis.
+
+    Rows are rotated before the product of an example is formed, or the product after it,
+    whichever takes fewer operations; weights that share their input share its rotation.
+    Source: George et al. (2018).
+
+    Args:
+        parameters: Requested name to parameter.
+        coverage: What covers which parameter.
+        unit: ``"position"`` squares each position by itself, any other unit each example.
+        layout: Blocks of the KFAC whose eigenbasis is used.
+        basis: Its eigenvectors by key, see :class:`~fisherscope.structures.KFACFisher`.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        coverage: Coverage,
+        unit: str,
+        layout: Sequence[BlockLayout],
+        basis: Mapping[str, Tensor],
+    ):
+        super().__init__(parameters, coverage)
+        self._positions = unit == "position"
+        kinds = {"kronecker": "eigen"}
+        self._layout = tuple(
+            BlockLayout(kinds.get(b.kind, b.kind), b.names, b.outputs_second, b.inputs)  # type: ignore[arg-type]
+            for b in layout
+        )
+        self._blocks = {name: block for block in self._layout for name in block.names}
+        self._basis = dict(basis)
+        self._bases: dict[str, list[Tensor]] = {}
+        self._rotated: tuple[Tensor, str, Tensor] | None = None
+        for block in self._layout:
+            first = parameters[block.names[0]]
+            if block.kind == "eigen":
+                q, r = self._eigenvectors(block)
+                shape = (sum(len(p) for p in q), sum(len(p) for p in r))
+                self.sums[f"{block.names[0]}:eigenvalues"] = zeros(shape, first)
+            elif block.kind == "dense":
+                self.sums[f"{block.names[0]}:matrix"] = zeros((first.numel(),) * 2, first)
+            else:
+                self.sums[block.names[0]] = zeros(tuple(first.shape), first)
+
+    @property
+    def layout(self) -> tuple[BlockLayout, ...]:  # noqa: D102
+        return self._layout
+
+    def coverage_text(self) -> dict[str, str]:  # noqa: D102
+        words = {
+            "eigen": "Kronecker eigenbasis",
+            "dense": "whole block",
+            "diagonal": "exact diagonal, no Kronecker factors",
+        }
+        return {
+            name: f"{words[self._blocks[name].kind]} ({self.coverage.text[name]})"
+            for name in self.parameters
+        }
+
+    def _eigenvectors(self, block: BlockLayout) -> tuple[list[Tensor], list[Tensor]]:
+        return (
+            self._pieces(f"{block.names[0]}:gradients"),
+            self._pieces(f"{block.inputs}:inputs"),
+        )
+
+    def _pieces(self, prefix: str) -> list[Tensor]:
+        if prefix not in self._bases:
+            like = zeros((), next(iter(self.parameters.values())))
+            found = []
+            while (key := f"{prefix}.{len(found)}") in self._basis:
+                found.append(self._basis[key].to(like))
+            self._bases[prefix] = found
+        return self._bases[prefix]
+
+    def add(self, name: str, score: Score, rows: slice, draw: int) -> None:  # noqa: D102
+        block = self._blocks[name]
+        if block.kind == "eigen" and name == block.names[0]:
+            norms = self._add_weight(block, score)
+        elif block.kind == "eigen":
+            # The bias is a column of its weight's block; the ledger keeps the two apart.
+            norms = self._norms_of(name, score)
+            self._record(block.names[0], rows, draw, -norms)
+        elif block.kind == "dense":
+            norms = self._add_dense(name, score)
+        elif self._positions:
+            norms = score.position_squares(self.sums[name])
+        else:
+            norms = score.squares(self.sums[name])
+        self._record(name, rows, draw, norms)
+
+    def _add_weight(self, block: BlockLayout, score: Score) -> Tensor:
+        found = score.factors()
+        if found is None:
+            raise UnexpectedShapeError("", {block.names[0]: "its score has no Kronecker form"})
+        g, a = found
+        q, r = self._eigenvectors(block)
+        joint = len(block.names) > 1
+        total = self.sums[f"{block.names[0]}:eigenvalues"]
+        first = contraction.rotates_first(g.shape[1], *total.shape)
+        if not (first or self._positions) and len(q) == len(r) == 1:
+            augmented = _with_ones(at_least_fp32(a)) if joint else a
+            return contraction.add_rotated_squares(g, augmented, q[0], r[0], total)
+        g = rotate(at_least_fp32(g), q)
+        a = self._rotate_inputs(block, a, r, joint)
+        if self._positions:
+            return contraction.add_position_squares(g, a, total)
+        return contraction.add_squares(g, a, total)
+
+    def _rotate_inputs(
+        self, block: BlockLayout, a: Tensor, r: list[Tensor], joint: bool
+    ) -> Tensor:
+        last = self._rotated
+        if last is not None and last[1] == block.inputs and _same(last[0], a):
+            return last[2]
+        rotated = rotate(_with_ones(at_least_fp32(a)) if joint else at_least_fp32(a), r)
+        self._rotated = (a, block.inputs, rotated)
+        return rotated
+
+    def _norms_of(self, name: str, score: Score) -> Tensor:
+        scratch = zeros(tuple(self.parameters[name].shape), self.parameters[name])
+        return score.position_squares(scratch) if self._positions else score.squares(scratch)
+
+    def _add_dense(self, name: str, score: Score) -> Tensor:
+        g = score.dense(slice(None), (-1,))
+        contraction.add_gram(g, self.sums[f"{name}:matrix"])
+        return g.square().sum(1)
+
+    def batch_norms(self) -> np.ndarray:  # noqa: D102
+        self._rotated = None
+        return super().batch_norms()
+
+    def results(self) -> dict[str, Tensor]:  # noqa: D102
+        found = {
+            key: (contraction.mirrored(t) if key.endswith(":matrix") else t.detach().clone()).cpu()
+            for key, t in self.sums.items()
+        }
+        return self._basis | found
+
+
+def rotate(x: Tensor, basis: Sequence[Tensor]) -> Tensor:
+    """Coordinates of rows in a block-diagonal orthogonal basis.
+
+    Args:
+        x: [..., features].
+        basis: Eigenvectors as columns, one matrix per piece of the features.
+
+    Returns:
+        A tensor of the shape of ``x``.
+    """
+    if len(basis) == 1:
+        return torch.matmul(x, basis[0].to(x))
+    parts = x.split([len(piece) for piece in basis], -1)
+    return torch.cat([p @ piece.to(x) for p, piece in zip(parts, basis, strict=True)], -1)
+
+
+def _with_ones(a: Tensor) -> Tensor:
+    return torch.cat([a, a.new_ones((*a.shape[:-1], 1))], -1)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a._version == b._version
