@@ -53,7 +53,15 @@ class Score(ABC):
         """``G_n`` of some examples of the batch [examples, *shape], fp32 or better."""
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
-        """``g`` [batch, shared, out] and ``a`` [batch, shared, in], if ``G_n = g_nᵀ a_n``."""
+        """The two sides of ``G_n = g_nᵀ a_n``, with ``G_n`` seen as a matrix [out, in].
+
+        A convolution's is that of ``weight.reshape(out, -1)``; a weight stored as [in, out] is
+        turned over.
+
+        Returns:
+            ``g`` [batch, shared, out] and ``a`` [batch, shared, in], or ``None`` if the score
+            has no such form.
+        """
         return None
 
     def merge(self, other: Score) -> Score | None:
@@ -276,13 +284,15 @@ class DenseScore(Score):
     """Whole per-example gradients, made a few at a time and dropped at once.
 
     ``gradients(rows)`` are the dense gradients of some examples [examples, *parameter];
-    ``positions(rows)`` the same of squared positions summed, where positions have a meaning.
+    ``positions(rows)`` the same of squared positions summed, where positions have a meaning;
+    ``unfolded()`` the factors ``g`` and ``a`` of a matrix view of them, where there is one.
     """
 
     batch: int
     gradients: Callable[[slice], Tensor]
     positions: Callable[[slice], Tensor] | None = None
     chunk: int = 1
+    unfolded: Callable[[], tuple[Tensor, Tensor]] | None = None
     kind = "dense"
 
     def _chunks(self) -> Iterator[slice]:
@@ -314,6 +324,9 @@ class DenseScore(Score):
 
     def dense(self, rows: slice, shape: Sequence[int]) -> Tensor:  # noqa: D102
         return fp32(self.gradients(rows)).reshape(-1, *shape)
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:  # noqa: D102
+        return None if self.unfolded is None else self.unfolded()
 
     def merge(self, other: Score) -> Score | None:  # noqa: D102
         if not isinstance(other, DenseScore) or self.positions or other.positions:

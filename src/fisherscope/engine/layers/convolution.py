@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fisherscope.engine.contraction import at_least_fp32
-from fisherscope.engine.layers.rule import Rule, fold, tensor_argument
+from fisherscope.engine.layers.rule import Rule, UnexpectedShapeError, fold, tensor_argument
 from fisherscope.engine.scores import DenseScore, Score, VectorScore
 
 # Examples whose weight gradients are formed at once; measured to be best while they stay
@@ -34,16 +35,17 @@ class ConvolutionRule(Rule):
 
     def _weight_gradients(self, x: Tensor, g: Tensor) -> Tensor:
         """Weight gradients of a few examples [examples, *weight], as one grouped convolution."""
-        conv, count = self.conv, x.shape[0]
+        # Both are [examples, images, channels, *spatial]; the images of an example are summed.
+        conv, count, padding = self.conv, x.shape[0], self.conv.padding
         # Only the shape of the weight enters its own gradient.
         weight = conv.weight.detach().to(g.dtype).repeat(count, *([1] * (conv.weight.ndim - 1)))
         found = torch.ops.aten.convolution_backward(
-            g.reshape(1, count * g.shape[1], *g.shape[2:]),
-            x.reshape(1, count * x.shape[1], *x.shape[2:]),
+            g.transpose(0, 1).flatten(1, 2),
+            x.transpose(0, 1).flatten(1, 2),
             weight,
             None,
             conv.stride,
-            conv.padding if self._native else [0] * len(conv.kernel_size),
+            padding if self._native and not isinstance(padding, str) else [0] * self._dims,
             conv.dilation,
             conv.transposed,
             conv.output_padding,
@@ -51,6 +53,10 @@ class ConvolutionRule(Rule):
             [False, True, False],
         )[1]
         return found.view(count, *conv.weight.shape)
+
+    @property
+    def _dims(self) -> int:
+        return len(self.conv.kernel_size)
 
     @property
     def _native(self) -> bool:
@@ -67,24 +73,61 @@ class ConvolutionRule(Rule):
     def scores(  # noqa: D102
         self, saved: tuple[Tensor, ...], gradient: Tensor, batch: int
     ) -> Iterator[tuple[str, Score]]:
-        g = at_least_fp32(fold(gradient, batch))
+        g = self._images(at_least_fp32(gradient), batch)
+        rows = g.movedim(2, -1).reshape(batch, -1, g.shape[2])
         if "bias" in self.parameters:
-            yield "bias", VectorScore(g.reshape(batch, g.shape[1], -1).transpose(1, 2))
+            yield "bias", VectorScore(rows)
         if "weight" not in self.parameters:
             return
-        x = self._pad(at_least_fp32(fold(saved[0], batch)))
+        x = self._images(self._pad(at_least_fp32(saved[0])), batch)
         bytes_each = self.conv.weight.numel() * x.element_size()
 
-        def gradients(rows: slice) -> Tensor:
-            return self._weight_gradients(x[rows], g[rows])
+        def gradients(some: slice) -> Tensor:
+            return self._weight_gradients(x[some], g[some])
 
-        def positions(rows: slice) -> Tensor:
+        def positions(some: slice) -> Tensor:
             # The weight gradient of squared inputs under squared gradients is the sum over
             # positions of the squared outer products.
-            return self._weight_gradients(x[rows].square(), g[rows].square())
+            return self._weight_gradients(x[some].square(), g[some].square())
+
+        def unfolded() -> tuple[Tensor, Tensor]:
+            return rows, at_least_fp32(self._patches(saved[0], batch))
 
         chunk = max(1, min(_MOST_EXAMPLES, _CHUNK_BYTES // bytes_each))
-        yield "weight", DenseScore(batch, gradients, positions, chunk)
+        factors = unfolded if self._unfolds else None
+        yield "weight", DenseScore(batch, gradients, positions, chunk, factors)
+
+    def inputs(self, saved: tuple[Tensor, ...], batch: int) -> Tensor | None:  # noqa: D102
+        return self._patches(saved[0], batch) if self._unfolds else None
+
+    def _images(self, x: Tensor, batch: int) -> Tensor:
+        """[batch, images, channels, *spatial]; more than one image where a batch is folded."""
+        if x.ndim != self._dims + 2:
+            raise UnexpectedShapeError(
+                f"the convolution was called without a batch: {tuple(x.shape)}"
+            )
+        return x.unsqueeze(1) if x.shape[0] == batch else fold(x, batch)
+
+    @property
+    def _unfolds(self) -> bool:
+        """Whether one matrix maps every patch of the input to one position of the output."""
+        return not self.conv.transposed and self.conv.groups == 1
+
+    def _patches(self, x: Tensor, batch: int) -> Tensor:
+        """Input patches [batch, positions, in * kernel], as in ``weight.reshape(out, -1)``."""
+        conv, dims = self.conv, self._dims
+        width = conv.in_channels * math.prod(conv.kernel_size)
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        images = self._images(x, batch).shape[1]
+        x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
+        for dim, (size, stride, step) in enumerate(
+            zip(conv.kernel_size, conv.stride, conv.dilation, strict=True), start=2
+        ):
+            x = x.unfold(dim, (size - 1) * step + 1, stride)[..., ::step]
+        # [batch * images, in, *positions, *kernel]: views up to here, copied by the reshape.
+        positions = images * math.prod(x.shape[2 : 2 + dims])
+        order = (0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims))
+        return x.permute(order).reshape(batch, positions, width)
 
 
 def match(module: nn.Module) -> Rule | None:

@@ -34,6 +34,9 @@ class LinearRule(Rule):
         if "bias" in self.parameters:
             yield "bias", VectorScore(g)
 
+    def inputs(self, saved: tuple[Tensor, ...], batch: int) -> Tensor:  # noqa: D102
+        return positions_last(saved[0], batch)
+
 
 def match(module: nn.Module) -> Rule | None:
     """The rule of a linear layer.

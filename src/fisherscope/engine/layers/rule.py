@@ -66,6 +66,20 @@ class Rule(ABC):
     ) -> Iterator[tuple[str, Score]]:
         """Yield (local parameter name, score) from saved tensors and output gradient."""
 
+    def inputs(self, saved: tuple[Tensor, ...], batch: int) -> Tensor | None:
+        """The layer's inputs as rows, known before any gradient is.
+
+        Args:
+            saved: What :meth:`save` returned.
+            batch: Number of examples.
+
+        Returns:
+            ``a`` [batch, shared, in] of :meth:`fisherscope.engine.scores.Score.factors`
+            where the weight's score has that form, otherwise ``None``.
+        """
+        del saved, batch
+        return None
+
 
 def fold(x: Tensor, batch: int) -> Tensor:
     """Give a tensor the batch as its first dimension.
