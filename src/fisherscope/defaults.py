@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fisherscope.specs import Spec
+
 Structure = Literal["diagonal", "grouped"]
-FisherType = Literal["empirical", "mc"]
-Unit = Literal["example", "token", "position"]
+FisherType = Literal["empirical", "mc", "type-2"]
+Sampling = Literal["labels", "signs"]
+Unit = Literal["example", "token", "position", "batch"]
 OnNonFinite = Literal["raise", "skip"]
 
 
@@ -17,15 +20,19 @@ class FisherConfig:
     """How a Fisher is estimated; frozen, shared by functions, classes and command line.
 
     Attributes:
-        structure: How much of the matrix is kept, ``"diagonal"`` or ``"grouped"``.
-        fisher_type: Where labels come from, ``"empirical"`` (the data's) or ``"mc"``
-            (drawn from the model).
-        unit: What counts as one independent observation: ``"example"``, ``"token"``
-            or ``"position"``.
+        structure: How much of the matrix is kept: ``"diagonal"``, ``"grouped"``, ``"block"``,
+            ``"dense"``, ``"kfac"`` or ``"ekfac"``, with options as text or as a spec such as
+            :class:`fisherscope.KFAC`.
+        fisher_type: Where labels come from, ``"empirical"`` (the data's), ``"mc"`` (drawn
+            from the model) or ``"type-2"`` (exact expectation over the model's labels).
+        unit: What counts as one independent observation: ``"example"``, ``"token"``,
+            ``"position"``, or for drawn labels ``"batch"``.
         parameters: Glob pattern or patterns over parameter names; ``None`` takes all.
         likelihood: ``"auto"``, ``"causal-lm"``, ``"masked-lm"``, ``"classification"``
             or ``"regression"``.
         draws: Label draws per example; used by ``"mc"`` only.
+        sampling: What a draw is: a label of the model (``"labels"``), or random signs on
+            the root of the Fisher of its outputs (``"signs"``).
         seed: Keys every sampled label together with example id and position.
         batch_size: Examples per pass; ``None`` packs batches to a budget of tokens.
         max_examples: Use the first so many examples; ``None`` takes all.
@@ -34,12 +41,13 @@ class FisherConfig:
         ema_decay: Decay of :class:`fisherscope.FisherEMA`.
     """
 
-    structure: Structure = "diagonal"
+    structure: str | Spec = "diagonal"
     fisher_type: FisherType = "empirical"
     unit: Unit = "example"
     parameters: str | Sequence[str] | None = None
     likelihood: str = "auto"
     draws: int = 1
+    sampling: Sampling = "labels"
     seed: int = 0
     batch_size: int | None = None
     max_examples: int | None = None

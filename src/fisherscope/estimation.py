@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
-from fisherscope import preparation
-from fisherscope.data import Example, batches, fingerprint
+from fisherscope import preparation, specs
+from fisherscope.data import Example
 from fisherscope.data import halves as split_in_halves
-from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, OnNonFinite, Structure, Unit
-from fisherscope.engine.sweep import Sweep
-from fisherscope.errors import IdentityError, NonFiniteError
-from fisherscope.interruption import whole_batches
+from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, OnNonFinite, Sampling, Unit
+from fisherscope.errors import IdentityError, ParameterError
+from fisherscope.partition import partition
+from fisherscope.passes import Pass
 from fisherscope.preparation import Prepared, settled
-from fisherscope.structures import Fisher, Ledger, load
-from fisherscope.structures.accumulate import Accumulator
-
-CHECKPOINT_SECONDS = 120.0
+from fisherscope.structures import Fisher, KFACFisher
+from fisherscope.structures.columns import beside
 
 
 @torch.inference_mode(False)
@@ -32,12 +27,13 @@ def estimate(
     model: nn.Module,
     data: Any,
     *,
-    structure: Structure = DEFAULTS.structure,
+    structure: str | specs.Spec = DEFAULTS.structure,
     fisher_type: FisherType = DEFAULTS.fisher_type,
     unit: Unit = DEFAULTS.unit,
     parameters: str | Sequence[str] | None = DEFAULTS.parameters,
     likelihood: str = DEFAULTS.likelihood,
     draws: int = DEFAULTS.draws,
+    sampling: Sampling = DEFAULTS.sampling,
     seed: int = DEFAULTS.seed,
     batch_size: int | None = DEFAULTS.batch_size,
     max_examples: int | None = DEFAULTS.max_examples,
@@ -45,6 +41,8 @@ def estimate(
     on_nonfinite: OnNonFinite = DEFAULTS.on_nonfinite,
     progress: bool = True,
     checkpoint: str | Path | None = None,
+    memory_limit: int | str | None = None,
+    basis: KFACFisher | None = None,
 ) -> Fisher:
     r"""Estimate a Fisher of an unmodified model, exactly per datum.
 
@@ -58,20 +56,33 @@ def estimate(
             back untouched; ``requires_grad`` is neither needed nor changed.
         data: Examples, or anything that :func:`fisherscope.data.examples` takes: a batch
             (dict, BatchEncoding, tuple, tensor), a ``DataLoader``, an iterable of batches.
-        structure: ``"diagonal"`` (one number per parameter) or ``"grouped"`` (its sums over
-            output rows). Default: ``"diagonal"``.
-        fisher_type: ``"empirical"`` (the data's labels) or ``"mc"`` (labels drawn from the
-            model; unbiased for the true Fisher). Default: ``"empirical"``.
+        structure: What is kept of the matrix, as text or as a spec with options:
+            ``"diagonal"`` (one number per parameter), ``"grouped"`` (its sums over output
+            rows), ``"kfac"`` (:class:`fisherscope.KFAC`), ``"ekfac"``
+            (:class:`fisherscope.EKFAC`, a second pass), ``"block"``
+            (:class:`fisherscope.Block`, per tensor or layer), ``"dense"``. Default:
+            ``"diagonal"``.
+        fisher_type: ``"empirical"`` (the data's labels), ``"mc"`` (labels drawn from the
+            model; unbiased for the true Fisher) or ``"type-2"`` (the exact expectation over
+            the model's labels, the generalised Gauss-Newton matrix: as many backward passes
+            as the longest example has tokens times the model has classes; read the
+            :func:`fisherscope.plan` first). Default: ``"empirical"``.
         unit: ``"example"``; ``"token"`` (each supervised token's own log-probability: as many
             backward passes as the longest example has tokens for empirical labels, one per
             draw for ``"mc"``, where cross-token terms vanish in expectation); or
             ``"position"`` (:math:`\sum_t g_t^2 a_t^2` at each layer, the KFAC-expand
-            approximation; a parameter on the slow path counts as one position per example).
+            approximation; a parameter on the slow path counts as one position per example);
+            or, for ``"mc"``, ``"batch"`` (the squared sum over a batch, the
+            Gauss-Newton-Bartlett estimator of Liu et al. 2023: unbiased because drawn scores
+            have mean zero, as cheap as one training step, about a batch size noisier).
             Default: ``"example"``.
         parameters: Glob or globs over whole parameter names. Default: ``None``, all.
         likelihood: ``"auto"``, ``"causal-lm"``, ``"masked-lm"``, ``"classification"`` or
             ``"regression"`` (unit variance). Default: ``"auto"``, from the model's class.
         draws: Label draws per example for ``"mc"``. Default: 1.
+        sampling: What a draw of ``"mc"`` is: ``"labels"`` of the model, or ``"signs"``,
+            random signs on the root of the Fisher of its outputs; both are unbiased, which
+            varies less is measured in ``docs/fisher.md``. Default: ``"labels"``.
         seed: Keys drawn labels by (seed, example id, position). Default: 0.
         batch_size: Examples per pass. Default: ``None``, packs to 4096 tokens. It does not
             change the result beyond rounding.
@@ -84,10 +95,16 @@ def estimate(
         checkpoint: Folder for the state of an unfinished pass, written every two minutes
             and at the end of the batch in which Ctrl-C is pressed; the same call goes on from
             it. Default: ``None``.
+        memory_limit: Most memory for the sums, in bytes or as text (``"8GB"``): parameters
+            are cut into as many parts as it takes, each with a pass of its own. The numbers
+            are the same. Default: ``None``, one pass.
+        basis: For ``"ekfac"``: a KFAC of the same parameters whose eigenvectors are used, so
+            that estimates over different data can be added. Default: ``None``, one is
+            estimated on the same data first.
 
     Returns:
-        A :class:`~fisherscope.structures.DiagonalFisher` or
-        :class:`~fisherscope.structures.GroupedFisher` with sums, counts and ledger. Wrong
+        A :class:`~fisherscope.structures.Fisher` of the structure, with sums, counts and
+        ledger. Wrong
         data, options or models raise before the first pass: ``DataError``,
         ``LikelihoodError``, ``ParameterError``, ``IdentityError`` (foreign checkpoint),
         ``NonFiniteError`` (weights); losses and scores that are not finite raise
@@ -100,6 +117,7 @@ def estimate(
         parameters=parameters,
         likelihood=likelihood,
         draws=draws,
+        sampling=sampling,
         seed=seed,
         batch_size=batch_size,
         max_examples=max_examples,
@@ -108,12 +126,20 @@ def estimate(
     )
     prepared = preparation.prepare(model, data, config)
     folder = Path(checkpoint) if checkpoint is not None else None
+    run = _Estimate(folder, progress, memory_limit)
+    if isinstance(prepared.spec, specs.EKFAC):
+        basis = _checked(basis, prepared) if basis else run.factors(prepared)
+        folder = folder / "eigenvalues" if folder is not None else None
+    elif basis is not None:
+        raise ParameterError(
+            f"basis= is for structure='ekfac'; structure={str(prepared.spec)!r} has no eigenbasis"
+        )
     if not halves:
-        return _run(prepared, prepared.examples, folder, progress, "Fisher")
+        return run(prepared, prepared.examples, folder, "Fisher", basis)
     parts = []
     for number, part in enumerate(split_in_halves(prepared.examples)):
         place = folder / f"half-{number}" if folder is not None else None
-        parts.append(_run(prepared, part, place, progress, f"Fisher, half {number + 1}"))
+        parts.append(run(prepared, part, place, f"Fisher, half {number + 1}", basis))
     return dataclasses.replace(parts[0] + parts[1], halves=(parts[0], parts[1]))
 
 
@@ -131,143 +157,69 @@ def identity(model: nn.Module, data: Any, **options: Any):
     return preparation.identity(model, data, FisherConfig(**options))
 
 
-def _run(
-    prepared: Prepared,
-    examples: Sequence[Example],
-    folder: Path | None,
-    progress: bool,
-    title: str,
-) -> Fisher:
-    return settled(prepared, lambda p: _Run(p, examples, folder, progress, title).finish())
+@dataclasses.dataclass(frozen=True)
+class _Estimate:
+    """Passes over examples, as many as the memory for the sums asks for."""
 
+    folder: Path | None
+    progress: bool
+    limit: int | str | None
 
-class _Run:
-    """One pass over some examples, resumable."""
+    def factors(self, prepared: Prepared) -> KFACFisher:
+        """The KFAC whose eigenbasis an EKFAC over the same examples uses."""
+        spec = specs.KFAC(**dataclasses.asdict(prepared.spec))
+        identity = dataclasses.replace(prepared.identity, structure=str(spec))
+        config = dataclasses.replace(prepared.config, structure=spec)
+        request = dataclasses.replace(prepared, config=config, identity=identity)
+        place = self.folder / "factors" if self.folder is not None else None
+        found = self(request, prepared.examples, place, "Kronecker factors")
+        assert isinstance(found, KFACFisher)
+        return found
 
-    def __init__(
+    def __call__(
         self,
         prepared: Prepared,
         examples: Sequence[Example],
         folder: Path | None,
-        progress: bool,
         title: str,
-    ):
-        self.prepared, self.examples = prepared, list(examples)
-        self.folder, self.progress, self.title = folder, progress, title
-        p = prepared
-        self.done: list[Example] = []
-        self.skipped: list[str] = []
-        self.norms: list[np.ndarray] = []
-        self.accumulator = self._accumulator()
-        self.earlier: Fisher | None = None
-        if self.folder is not None and self.folder.exists() and any(self.folder.iterdir()):
-            self.earlier = self._resume(load(self.folder))
-        known = set()
-        if self.earlier is not None:
-            known = {*self.earlier.ledger.ids, *self.earlier.skipped}
-            # Going on from the same sums, not adding to them at the end, rounds the same way.
-            for name, total in self.accumulator.sums.items():
-                total.copy_(self.earlier.sums[name])
-        left = [e for e in self.examples if e.id not in known]
-        self.left = batches(left, p.config.batch_size) if left else []
+        basis: KFACFisher | None = None,
+    ) -> Fisher:
+        return settled(prepared, lambda p: self._all(p, examples, folder, title, basis))
 
-    def _accumulator(self) -> Accumulator:
-        config = self.prepared.config
-        return Accumulator(
-            self.prepared.parameters, self.prepared.coverage, config.structure, config.unit
-        )
+    def _all(
+        self,
+        prepared: Prepared,
+        examples: Sequence[Example],
+        folder: Path | None,
+        title: str,
+        basis: KFACFisher | None,
+    ) -> Fisher:
+        parts = partition(prepared, self.limit, basis)
+        if len(parts) == 1:
+            return Pass(prepared, examples, folder, self.progress, title, basis).finish()
+        found: list[Fisher] = []
+        for number, names in enumerate(parts):
+            place = folder / f"part-{number}" if folder is not None else None
+            label = f"{title}, part {number + 1} of {len(parts)}"
+            one = Pass(prepared.only(names), examples, place, self.progress, label, basis)
+            found.append(one.finish())
+        skipped = {example for fisher in found for example in fisher.skipped}
+        if any(set(fisher.skipped) != skipped for fisher in found):
+            # An example that is not finite in one part has to be left out of all.
+            kept = [example for example in examples if example.id not in skipped]
+            whole = self._all(prepared, kept, None, title, basis)
+            return dataclasses.replace(whole, skipped=tuple(sorted(skipped)))
+        return beside(found, prepared.identity)
 
-    def _resume(self, earlier: Fisher) -> Fisher:
-        mine = self.prepared.identity
-        mine.check(earlier.identity, ignore=("data_fingerprint", "version"))
-        ids = {*earlier.ledger.ids, *earlier.skipped}
-        seen = [e for e in self.examples if e.id in ids]
-        if fingerprint(seen) != earlier.identity.data_fingerprint or len(seen) != len(ids):
+
+def _checked(basis: KFACFisher, prepared: Prepared) -> KFACFisher:
+    if not isinstance(basis, KFACFisher):
+        raise ParameterError(f"basis= is a {type(basis).__name__}; pass a Fisher of 'kfac'")
+    mine, theirs = prepared.identity, basis.identity
+    for name in ("parameters", "model_fingerprint"):
+        if getattr(mine, name) != getattr(theirs, name):
             raise IdentityError(
-                f"the checkpoint {self.folder} was made from other examples (data_fingerprint "
-                "differs); delete it, or give another folder"
+                f"basis= is of another model or other parameters ({name} differs); estimate it "
+                "with the same parameters= of the same model"
             )
-        return earlier
-
-    def finish(self) -> Fisher:
-        p = self.prepared
-        saved = time.monotonic()
-        total = sum(p.likelihood.tokens(e) for group in self.left for e in group)
-        sweep = Sweep(p.model, p.likelihood, p.coverage)
-        bar = tqdm(total=total, desc=self.title, unit="token", disable=not self.progress)
-        try:
-            with bar, sweep, whole_batches(self.folder is not None) as interrupted:
-                for group in self.left:
-                    self._batch(sweep, group)
-                    bar.update(sum(p.likelihood.tokens(e) for e in group))
-                    late = time.monotonic() - saved > CHECKPOINT_SECONDS
-                    if self.folder is not None and (late or interrupted()):
-                        self._fisher().save(self.folder)
-                        saved = time.monotonic()
-                    if interrupted():
-                        raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            if self.folder is not None and self.done and self.accumulator.complete:
-                self._fisher().save(self.folder)
-            raise
-        fisher = self._fisher()
-        if self.folder is not None:
-            fisher.save(self.folder)
-        return fisher
-
-    def _batch(self, sweep: Sweep, group: list[Example]) -> None:
-        target = self.accumulator
-        if self.prepared.config.on_nonfinite == "skip":
-            target = self._accumulator()
-        norms, bad = self._pass(sweep, group, target)
-        if bad and target is self.accumulator:
-            raise NonFiniteError(
-                f"the loss or the score of example {', '.join(map(repr, bad[:5]))} is not finite; "
-                "look at this example, use fp32 weights, or pass on_nonfinite='skip'"
-            )
-        if bad and len(group) > 1:
-            for example in group:
-                self._batch(sweep, [example])
-            return
-        if bad:
-            self.skipped += bad
-            return
-        if target is not self.accumulator:
-            for name, total in self.accumulator.sums.items():
-                total.add_(target.sums[name])
-        self.done += group
-        self.norms.append(norms)
-
-    def _pass(self, sweep: Sweep, group: list[Example], target: Accumulator):
-        target.open_batch(len(group), self.prepared.kept_sets, sweep.device)
-        loss = sweep.run(group, self.prepared.labelling, target.add)
-        norms = target.batch_norms()
-        finite = np.isfinite(norms).all((0, 2)) & torch.isfinite(loss).cpu().numpy()
-        return norms, [e.id for e, good in zip(group, finite, strict=True) if not good]
-
-    def _fisher(self) -> Fisher:
-        p, config = self.prepared, self.prepared.config
-        shape = (p.kept_sets, 0, len(p.parameters))
-        norms = np.concatenate([np.zeros(shape), *self.norms], axis=1)
-        several = config.fisher_type == "mc" and config.draws > 1
-        tokens = np.array([p.likelihood.tokens(e) for e in self.done], dtype=np.int64)
-        skipped = set(self.skipped)
-        seen = [*self.done, *(e for e in self.examples if e.id in skipped)]
-        fisher = Fisher.of_structure(config.structure)(
-            identity=dataclasses.replace(p.identity, data_fingerprint=fingerprint(seen)),
-            sums={name: t.detach().cpu().clone() for name, t in self.accumulator.sums.items()},
-            ledger=Ledger(
-                ids=tuple(e.id for e in self.done),
-                tensors=tuple(p.parameters),
-                squares=norms.mean(0),
-                tokens=tokens,
-                draw_variance=norms.var(0, ddof=1) if several else None,
-                draw_variance_total=norms.sum(2).var(0, ddof=1) if several else None,
-            ),
-            coverage=dict(p.coverage.text),
-            n_units=len(self.done) if config.unit == "example" else int(tokens.sum()),
-            skipped=tuple(self.skipped),
-        )
-        if self.earlier is None:
-            return fisher
-        return dataclasses.replace(self.earlier + fisher, sums=fisher.sums)
+    return basis

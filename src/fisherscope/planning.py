@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from fisherscope import specs
 from fisherscope.data import Example, batches
 from fisherscope.defaults import FisherConfig
 from fisherscope.engine.coverage import SLOW
 from fisherscope.engine.sweep import Sweep
+from fisherscope.partition import partition, sums_bytes
 from fisherscope.preparation import Prepared, prepare, settled
 from fisherscope.results import Result
-from fisherscope.structures.accumulate import Accumulator
+from fisherscope.structures.accumulation import accumulator
 
 _TRIAL_EXAMPLES = 4
+_TRIAL_COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Plan(Result):
         n_examples: Number of examples.
         n_tokens: Number of supervised tokens.
         passes: Backward passes per batch (for the longest batch).
+        rounds: Passes over the data: two for EKFAC, more under a ``memory_limit``.
         memory_bytes: Predicted peak beside the model: sums, and what the largest batch
             keeps for its backward pass.
         sums_bytes: The part of it that the sums take.
@@ -48,6 +52,7 @@ class Plan(Result):
     sums_bytes: int
     seconds: float
     sizes: dict[str, int]
+    rounds: int = 1
 
     @property
     def slow(self) -> dict[str, str]:
@@ -78,8 +83,9 @@ class Plan(Result):
             )
         lines.append(
             f"{self.n_examples:,} examples, {self.n_tokens:,} tokens, "
-            f"{self.passes} backward pass{'es' if self.passes > 1 else ''} per batch; "
-            f"{_duration(self.seconds)}, {_size(self.memory_bytes)} beside the model "
+            f"{self.passes:,} backward pass{'es' if self.passes > 1 else ''} per batch"
+            + (f", {self.rounds} rounds over the data; " if self.rounds > 1 else "; ")
+            + f"{_duration(self.seconds)}, {_size(self.memory_bytes)} beside the model "
             f"({_size(self.sums_bytes)} of it sums)"
         )
         for name, text in list(self.slow.items())[:5]:
@@ -88,7 +94,9 @@ class Plan(Result):
 
 
 @torch.inference_mode(False)
-def plan(model: nn.Module, data: Any, **options: Any) -> Plan:
+def plan(
+    model: nn.Module, data: Any, *, memory_limit: int | str | None = None, **options: Any
+) -> Plan:
     """What :func:`fisherscope.estimate` would do with the same arguments.
 
     Two examples go through the model to verify the rules, and a few more are timed.
@@ -96,37 +104,67 @@ def plan(model: nn.Module, data: Any, **options: Any) -> Plan:
     Args:
         model: The model; it comes back untouched.
         data: The examples.
-        **options: The options of :func:`fisherscope.estimate` other than ``progress`` and
-            ``checkpoint``.
+        memory_limit: As in :func:`fisherscope.estimate`. Default: ``None``.
+        **options: The options of :func:`fisherscope.estimate` other than ``progress``,
+            ``checkpoint`` and ``basis``.
 
     Returns:
         The plan; ``print`` shows it as a table.
     """
-    return settled(prepare(model, data, FisherConfig(**options)), _plan)
+    prepared = prepare(model, data, FisherConfig(**options))
+    return settled(prepared, lambda p: _plan(p, memory_limit))
 
 
-def _plan(prepared: Prepared) -> Plan:
+def _plan(prepared: Prepared, limit: int | str | None) -> Plan:
+    # The eigenvalues of an EKFAC are taken to cost what its factors do.
+    stages = 2 if isinstance(prepared.spec, specs.EKFAC) else 1
+    first = prepared if stages == 1 else _factors(prepared)
     groups = batches(prepared.examples, prepared.config.batch_size)
     tokens = [[prepared.likelihood.tokens(e) for e in group] for group in groups]
-    split = prepared.labelling.split and prepared.likelihood.tokenwise
-    passes = max(map(max, tokens)) if split else prepared.kept_sets
+    labelling = prepared.labelling
+    split = (labelling.split or labelling.columns) and prepared.likelihood.tokenwise
+    longest = max(map(max, tokens)) if split else 1
     trial = groups[len(groups) // 2][:_TRIAL_EXAMPLES]
-    seconds, kept = _trial(prepared, trial)
-    work = _work(prepared, groups, split) / max(_work(prepared, [trial], split), 1)
-    sums = _sums_bytes(prepared) * (3 if prepared.config.halves else 1)
+    seconds, kept = _trial(first, trial)
+    work = _work(prepared, groups, bool(split)) / max(_work(prepared, [trial], bool(split)), 1)
+    work *= max(1, labelling.columns / _TRIAL_COLUMNS)
+    parts = partition(first, limit)
+    sizes = sums_bytes(first)
+    sums = max(sum(size for names, size in sizes.items() if names[0] in part) for part in parts)
+    sums *= (3 if prepared.config.halves else 1) * stages
     largest = max(_padded(group) for group in groups)
     buffer = max(p.numel() for p in prepared.parameters.values()) * 4
     return Plan(
-        rules=dict(prepared.coverage.text),
+        rules=accumulator_text(first),
         n_parameters=sum(p.numel() for p in prepared.parameters.values()),
         n_examples=len(prepared.examples),
         n_tokens=sum(map(sum, tokens)),
-        passes=passes,
+        passes=longest * max(prepared.kept_sets, labelling.columns),
         memory_bytes=sums + buffer + int(kept * largest / max(_padded(trial), 1)),
         sums_bytes=sums,
-        seconds=seconds * work,
+        seconds=seconds * work * stages * len(parts),
         sizes={name: p.numel() for name, p in prepared.parameters.items()},
+        rounds=stages * len(parts),
     )
+
+
+def _factors(prepared: Prepared) -> Prepared:
+    config = replace(prepared.config, structure=specs.KFAC(**asdict(prepared.spec)))
+    return replace(prepared, config=config)
+
+
+def accumulator_text(prepared: Prepared) -> dict[str, str]:
+    """How each parameter will be covered.
+
+    Args:
+        prepared: The request.
+
+    Returns:
+        Requested name to a sentence.
+    """
+    shapes = {n: torch.empty_like(p, device="meta") for n, p in prepared.parameters.items()}
+    empty = accumulator(prepared.spec, shapes, prepared.coverage, prepared.config.unit)  # type: ignore[arg-type]
+    return empty.coverage_text()
 
 
 def _padded(group: Sequence[Example]) -> int:
@@ -140,22 +178,14 @@ def _work(prepared: Prepared, groups: Sequence[Sequence[Example]], split: bool) 
     )
 
 
-def _sums_bytes(prepared: Prepared) -> int:
-    config = prepared.config
-    if config.structure == "diagonal":
-        return sum(p.numel() * max(4, p.element_size()) for p in prepared.parameters.values())
-    return sum(
-        t.numel() * t.element_size()
-        for t in Accumulator(
-            prepared.parameters, prepared.coverage, config.structure, config.unit
-        ).sums.values()
-    )
-
-
 def _trial(prepared: Prepared, trial: list[Example]) -> tuple[float, int]:
     """Seconds of a pass over a few examples, and the bytes that autograd keeps for it."""
-    config = prepared.config
-    accumulator = Accumulator(prepared.parameters, prepared.coverage, config.structure, config.unit)
+    sums = accumulator(
+        prepared.spec, prepared.parameters, prepared.coverage, prepared.config.unit
+    )
+    labelling = prepared.labelling
+    if labelling.columns:
+        labelling = replace(labelling, columns=min(labelling.columns, _TRIAL_COLUMNS))
     known = {p.untyped_storage().data_ptr() for p in prepared.model.parameters()}
     kept: dict[int, int] = {}
 
@@ -169,8 +199,10 @@ def _trial(prepared: Prepared, trial: list[Example]) -> tuple[float, int]:
     with Sweep(prepared.model, prepared.likelihood, prepared.coverage) as sweep:
 
         def go() -> None:
-            accumulator.open_batch(len(trial), prepared.kept_sets, sweep.device)
-            sweep.run(trial, prepared.labelling, accumulator.add)
+            sums.open_batch(len(trial), prepared.kept_sets, sweep.device)
+            inputs = sums.inputs if sums.needs_inputs else None
+            sweep.run(trial, labelling, sums.add, inputs=inputs, close=sums.close)
+            sums.batch_norms()
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             seconds.append(_timed(go))

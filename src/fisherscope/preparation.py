@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from fisherscope.data import Example, examples, fingerprint
-from fisherscope.defaults import FisherConfig, FisherType, OnNonFinite, Structure, Unit
+from fisherscope import specs
+from fisherscope.defaults import FisherConfig, FisherType, OnNonFinite, Sampling, Unit
 from fisherscope.engine.coverage import SLOW, Coverage, bind
 from fisherscope.engine.fingerprint import model_fingerprint
 from fisherscope.engine.layers import UnexpectedShapeError
@@ -64,13 +65,39 @@ class Prepared:
         """
         known = self.coverage
         reasons = {n: known.text[n].removeprefix(f"{SLOW}: ") for n in known.slow} | dict(names)
-        coverage = bind(self.model, self.parameters, known.head, reasons, known.single)
+        coverage = bind(
+            self.model, self.parameters, known.head, reasons, known.single, known.width
+        )
+        coverage = replace(coverage, shared=known.shared)
         return replace(self, coverage=coverage)
+
+    def only(self, names: Collection[str]) -> Prepared:
+        """The same request for some of the parameters.
+
+        Args:
+            names: Requested names to keep.
+
+        Returns:
+            A new request.
+        """
+        parameters = {name: p for name, p in self.parameters.items() if name in names}
+        shapes = {n: s for n, s in self.identity.parameters.items() if n in names}
+        return replace(
+            self,
+            parameters=parameters,
+            coverage=self.coverage.only(parameters),
+            identity=replace(self.identity, parameters=shapes),
+        )
 
     @cached_property
     def labelling(self) -> Labelling:
         """Which labels are scored."""
-        return labelling(self.config)
+        return labelling(self.config, self.coverage.width)
+
+    @cached_property
+    def spec(self) -> specs.Spec:
+        """The structure."""
+        return specs.parse(self.config.structure)
 
     @property
     def kept_sets(self) -> int:
@@ -103,17 +130,20 @@ def settled(prepared: Prepared, run: Callable[[Prepared], T]) -> T:
             prepared = prepared.slower(error.names)
 
 
-def labelling(config: FisherConfig) -> Labelling:
+def labelling(config: FisherConfig, width: int) -> Labelling:
     """Which labels an estimate scores.
 
     Args:
         config: The options.
+        width: Last dimension of the model's output.
 
     Returns:
         Draws, seed, and whether tokens are backpropagated one by one.
     """
     if config.fisher_type == "mc":
-        return Labelling(draws=config.draws, seed=config.seed)
+        return Labelling(draws=config.draws, seed=config.seed, sampling=config.sampling)
+    if config.fisher_type == "type-2":
+        return Labelling(columns=width)
     return Labelling(split=config.unit == "token")
 
 
@@ -137,7 +167,7 @@ def prepare(model: nn.Module, data: Any, config: FisherConfig) -> Prepared:
     with torch.random.fork_rng(devices=[]):  # a shuffling loader draws from the global state
         rows = examples(data, max_examples=config.max_examples)
     likelihood = resolve(model, config.likelihood, rows)
-    rows = likelihood.complete(rows, sampled=config.fisher_type == "mc")
+    rows = likelihood.complete(rows, sampled=config.fisher_type != "empirical")
     likelihood.check(rows, model)
     mute = [e.id for e in rows if not likelihood.tokens(e)]
     if mute:
@@ -170,7 +200,7 @@ def identity(model: nn.Module, data: Any, config: FisherConfig) -> Identity:
     """
     rows = examples(data, max_examples=config.max_examples) if len(data) else []
     likelihood = resolve(model, config.likelihood, rows)
-    rows = likelihood.complete(rows, sampled=config.fisher_type == "mc")
+    rows = likelihood.complete(rows, sampled=config.fisher_type != "empirical")
     return _identity(model, rows, config, likelihood, select(model, config.parameters))
 
 
@@ -186,7 +216,7 @@ def _identity(
     return Identity(
         fisher_type=config.fisher_type,
         unit=config.unit,
-        structure=config.structure,
+        structure=str(specs.parse(config.structure)),
         likelihood=likelihood.name,
         draws=config.draws if sampled else 1,
         seed=config.seed if sampled else 0,
@@ -195,13 +225,15 @@ def _identity(
         data_fingerprint=fingerprint(rows),
         dtype="+".join(sorted(dtypes)),
         version=VERSION,
+        sampling=config.sampling if sampled else "labels",
     )
 
 
 def _check_options(config: FisherConfig) -> None:
+    spec = specs.parse(config.structure)
     for name, allowed in (
-        ("structure", Structure),
         ("fisher_type", FisherType),
+        ("sampling", Sampling),
         ("unit", Unit),
         ("on_nonfinite", OnNonFinite),
     ):
@@ -210,6 +242,7 @@ def _check_options(config: FisherConfig) -> None:
             raise ParameterError(
                 f"{name}={value!r} is not available; use one of {', '.join(get_args(allowed))}"
             )
+    _check_together(spec, config)
     for name in ("draws", "batch_size", "max_examples"):
         value = getattr(config, name)
         if value is None and name != "draws":
@@ -218,3 +251,36 @@ def _check_options(config: FisherConfig) -> None:
             raise ParameterError(f"{name}={value!r} must be a positive integer")
     if not isinstance(config.seed, int) or isinstance(config.seed, bool):
         raise ParameterError(f"seed={config.seed!r} must be an integer")
+
+
+def _check_together(spec: specs.Spec, config: FisherConfig) -> None:
+    """Refuse what makes no sense together, by name."""
+    kind, unit, fisher_type = type(spec), config.unit, config.fisher_type
+    if unit == "batch" and fisher_type != "mc":
+        raise ParameterError(
+            f"unit='batch' squares the sum over a batch, which estimates the Fisher only because "
+            f"independently drawn labels have scores of mean zero; with fisher_type="
+            f"{fisher_type!r} it would be the square of a batch gradient, not a Fisher. Use "
+            "fisher_type='mc', or unit='example'."
+        )
+    if unit == "batch" and kind not in (specs.Diagonal, specs.Grouped):
+        raise ParameterError(
+            f"unit='batch' keeps one squared sum per batch, which structure={str(spec)!r} can't be "
+            "made from; use structure='diagonal' or 'grouped', or unit='example'."
+        )
+    if unit == "position" and kind in (specs.Block, specs.Dense):
+        raise ParameterError(
+            f"unit='position' has no structure={str(spec)!r}: a position has a score at one layer "
+            "only, so that blocks of several positions are what 'kfac' approximates; use "
+            "unit='example' or 'token'."
+        )
+    if unit == "position" and getattr(spec, "sharing", "expand") == "reduce":
+        raise ParameterError(
+            "sharing='reduce' sums over positions before anything is squared, which unit="
+            "'position' contradicts; use sharing='expand', or unit='example'."
+        )
+    if config.sampling != "labels" and fisher_type != "mc":
+        raise ParameterError(
+            f"sampling={config.sampling!r} is about draws from the model, but fisher_type="
+            f"{fisher_type!r} draws none; use fisher_type='mc'."
+        )

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from fisherscope.defaults import DEFAULTS, FisherType, Structure, Unit
+from fisherscope.defaults import DEFAULTS, FisherType, Sampling, Unit
 from fisherscope.errors import ConfigError, TaskError
 from fisherscope.metrics.config_file import build_config, read_config
 from fisherscope.metrics.run_config import DAMAGE_KEYS, FISHER_KEYS, DType, RunConfig
@@ -101,10 +101,16 @@ _OPTIONS = (
     ),
     click.option(
         "--structure",
-        type=click.Choice(get_args(Structure)),
-        help=f"How much of the matrix is kept.  [default: {DEFAULTS.structure}]",
+        metavar="TEXT",
+        help="How much of the matrix is kept: diagonal, grouped, block, dense, kfac, ekfac, also "
+        f'with options as in "kfac(sharing=reduce)".  [default: {DEFAULTS.structure}]',
     ),
     click.option("--draws", type=int, help="Label draws per example (mc only)."),
+    click.option(
+        "--sampling",
+        type=click.Choice(get_args(Sampling)),
+        help=f"What a draw is (mc only).  [default: {DEFAULTS.sampling}]",
+    ),
     click.option("--seed", type=int, help=f"Keys everything random.  [default: {DEFAULTS.seed}]"),
     click.option("--max-examples", type=int, help="Use the first so many rows of each task."),
     click.option("--max-length", type=int, help="Longest sequence in tokens; longer ones are cut."),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -29,6 +30,7 @@ class Coverage:
         width: Last dimension of the model's output: classes or values.
         factored: Weights whose every use is a product with a matrix of inputs, so that they
             have Kronecker factors, to the bias of the same layer or ``None``.
+        shared: Groups of such weights that are called with the very same input.
     """
 
     rules: list[BoundRule]
@@ -39,6 +41,36 @@ class Coverage:
     outputs_second: frozenset[str] = frozenset()
     width: int = 0
     factored: dict[str, str | None] = field(default_factory=dict)
+    shared: tuple[tuple[str, ...], ...] = ()
+
+    def only(self, names: Collection[str]) -> Coverage:
+        """The same for some of the parameters.
+
+        Args:
+            names: Requested names to keep.
+
+        Returns:
+            A new coverage.
+        """
+        head = self.head
+        if isinstance(head, FusedHead):
+            own = {local: name for local, name in head.names.items() if name in names}
+            head = FusedHead(head.likelihood, head.module, own)
+        rules = [
+            replace(rule, names={k: n for k, n in rule.names.items() if n in names})
+            for rule in self.rules
+        ]
+        return replace(
+            self,
+            rules=[rule for rule in rules if rule.names],
+            head=head,
+            slow={n: p for n, p in self.slow.items() if n in names},
+            text={n: t for n, t in self.text.items() if n in names},
+            factored={
+                n: (b if b in names else None) for n, b in self.factored.items() if n in names
+            },
+            shared=tuple(tuple(n for n in group if n in names) for group in self.shared),
+        )
 
 
 def bind(

@@ -9,6 +9,7 @@ whose class overrides what it inherits. Whatever disagrees takes the slow exact 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from fisherscope.engine.observer import Observer
 from fisherscope.engine.quiet import undisturbed
 from fisherscope.engine.scores import Score
 from fisherscope.engine.slow import one_by_one
+from fisherscope.engine.sharing import SharedInputs
 from fisherscope.engine.sweep import Labelling, Sweep
 from fisherscope.likelihoods import Likelihood
 
@@ -62,11 +64,12 @@ def cover(
     slow: dict[str, str] = {}
     while True:
         coverage = bind(model, requested, head, slow, single, width)
-        found, called = _disagreements(model, likelihood, coverage, pair, reference)
+        seen = SharedInputs()
+        found, called = _disagreements(model, likelihood, coverage, pair, reference, seen)
         if not found:
             idle = {n for n in requested if n not in called and n not in slow}
             if not idle:
-                return coverage
+                return replace(coverage, shared=seen.groups())
             # Whoever uses them in a later batch might do so behind the module's back.
             slow |= dict.fromkeys(idle, "its module was not called by the examples tried")
         if head.fused and set(found) & set(head.names.values()):
@@ -182,6 +185,7 @@ def _disagreements(
     coverage: Coverage,
     pair: Sequence[Example],
     reference: dict[str, Tensor],
+    seen: SharedInputs,
 ) -> tuple[dict[str, str], set[str]]:
     """Names whose squares differ from autograd's, with the reason; and names called at all."""
     fast = [name for name in reference if name not in coverage.slow]
@@ -197,7 +201,7 @@ def _disagreements(
     sweep = Sweep(model, likelihood, without_slow)
     try:
         with sweep:
-            sweep.run(pair, Labelling(), sink)
+            sweep.run(pair, Labelling(), sink, inputs=seen)
     except UnexpectedShapeError as error:
         return error.names, set()
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from fisherscope.defaults import FisherConfig, FisherType, OnNonFinite, Structure, Unit
+from fisherscope import specs
+from fisherscope.defaults import FisherConfig, FisherType, OnNonFinite, Sampling, Unit
 from fisherscope.errors import ConfigError
 from fisherscope.metrics.task_names import check_task_names
 
@@ -94,9 +95,13 @@ class RunConfig:
 def _check_fisher(fisher: FisherConfig) -> None:
     if not isinstance(fisher, FisherConfig):
         raise ConfigError(f"fisher is {fisher!r}; expected settings (a FisherConfig)")
-    _choice("fisher.structure", fisher.structure, get_args(Structure))
+    try:
+        specs.parse(fisher.structure)
+    except ParameterError as error:
+        raise ConfigError(f"fisher.{error}") from error
     _choice("fisher.fisher_type", fisher.fisher_type, get_args(FisherType))
     _choice("fisher.unit", fisher.unit, get_args(Unit))
+    _choice("fisher.sampling", fisher.sampling, get_args(Sampling))
     _choice("fisher.likelihood", fisher.likelihood, LIKELIHOODS)
     _choice("fisher.on_nonfinite", fisher.on_nonfinite, get_args(OnNonFinite))
     _whole("fisher.draws", fisher.draws, low=1)

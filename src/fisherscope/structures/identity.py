@@ -18,8 +18,9 @@ class Identity:
     """Everything that decides whether two estimates mean the same thing.
 
     Attributes:
-        fisher_type: Where labels came from, ``"empirical"`` or ``"mc"``.
-        unit: What counts as one observation: ``"example"``, ``"token"`` or ``"position"``.
+        fisher_type: Where labels came from, ``"empirical"``, ``"mc"`` or ``"type-2"``.
+        unit: What counts as one observation: ``"example"``, ``"token"``, ``"position"`` or
+            ``"batch"``.
         structure: How much of the matrix is kept: ``"diagonal"`` or ``"grouped"``.
         likelihood: Name of the likelihood, for instance ``"causal-lm"``.
         draws: Label draws per example; matters for ``"mc"`` only.
@@ -31,6 +32,7 @@ class Identity:
             so the fingerprint of a union of disjoint data is the sum of fingerprints.
         dtype: Floating-point type of the model's parameters.
         version: Version of the library that computed the scores.
+        sampling: What a draw is, ``"labels"`` or ``"signs"``; matters for ``"mc"`` only.
     """
 
     fisher_type: str
@@ -44,6 +46,7 @@ class Identity:
     data_fingerprint: str
     dtype: str
     version: str
+    sampling: str = "labels"
 
     def check(
         self, other: Identity, *, ignore: Collection[str] = ("data_fingerprint", "version")

@@ -26,7 +26,7 @@ def over_examples(ledger: Ledger, weights: np.ndarray, factor: float) -> np.ndar
         float64 ``[P + 1]``: each tensor's, then that of the sum over tensors. NaN with fewer
         than two examples.
     """
-    squares = ledger.squares
+    squares, weights = ledger.by_group(ledger.squares), ledger.by_group(weights)
     x = np.concatenate([squares, squares.sum(1, keepdims=True)], axis=1)
     n = len(x)
     if n < 2:
@@ -89,10 +89,11 @@ def bootstrap(
     if n < 1:
         raise ParameterError(f"n={n!r} resamples; use at least 1 (1000 is usual).")
     rng = np.random.default_rng(seed)
-    uniform = np.full(len(ledger), 1 / len(ledger))
+    squares, weights = ledger.by_group(ledger.squares), ledger.by_group(weights)
+    uniform = np.full(len(squares), 1 / len(squares))
     values = []
     for _ in range(n):
         # How often each row was drawn says all, and spares a copy of the rows.
-        counts = rng.multinomial(len(ledger), uniform).astype(np.float64)
-        values.append(statistic(factor * (counts @ ledger.squares) / (counts @ weights)))
+        counts = rng.multinomial(len(squares), uniform).astype(np.float64)
+        values.append(statistic(factor * (counts @ squares) / (counts @ weights)))
     return np.asarray(values)

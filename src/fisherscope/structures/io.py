@@ -25,7 +25,7 @@ _OWNED = re.compile(
     r"fisher\.json|half-[01]|ledger\.json"
     r"|(sums|ledger)(-\d{5}-of-\d{5})?\.safetensors|(sums|ledger)\.safetensors\.index\.json"
 )
-_ARRAYS = ("squares", "tokens", "draw_variance", "draw_variance_total")
+_ARRAYS = ("squares", "tokens", "draw_variance", "draw_variance_total", "groups")
 
 
 def save(fisher: Fisher, path: str | Path, *, max_shard_size: int | str = "5GB") -> None:

@@ -33,6 +33,9 @@ class Ledger:
         draw_variance_total: float64 ``[N]``, the same for the sum over all tensors, which
             the per-tensor variances don't determine because one drawn label moves all
             tensors together. ``None`` if it was not recorded.
+        groups: int64 ``[N]``, which examples share one independent number (a batch, for
+            ``unit="batch"``, whose number is spread evenly over its examples). ``None`` if
+            every example has its own.
     """
 
     ids: tuple[str, ...]
@@ -41,6 +44,7 @@ class Ledger:
     tokens: np.ndarray
     draw_variance: np.ndarray | None = None
     draw_variance_total: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.ids)) != len(self.ids):
@@ -56,10 +60,11 @@ class Ledger:
             ("tokens", (n,)),
             ("draw_variance", (n, p)),
             ("draw_variance_total", (n,)),
+            ("groups", (n,)),
         ):
             if (values := getattr(self, name)) is None:
                 continue
-            array = np.asarray(values, np.int64 if name == "tokens" else np.float64)
+            array = np.asarray(values, np.int64 if name in {"tokens", "groups"} else np.float64)
             if array.shape != shape:
                 raise ParameterError(
                     f"ledger.{name} has shape {array.shape}, but {n} examples and {p} tensors "
@@ -71,6 +76,22 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def by_group(self, values: np.ndarray) -> np.ndarray:
+        """Sums over examples that share one independent number.
+
+        Args:
+            values: One row per example.
+
+        Returns:
+            One row per group; ``values`` itself if every example has its own.
+        """
+        if self.groups is None:
+            return values
+        _, place = np.unique(self.groups, return_inverse=True)
+        sums = np.zeros((place.max(initial=-1) + 1, *values.shape[1:]))
+        np.add.at(sums, place, values)
+        return sums
 
     def frame(self) -> pd.DataFrame:
         """The squared score norms as a table.
@@ -107,6 +128,7 @@ class Ledger:
             tokens=np.concatenate([self.tokens, other.tokens]),
             draw_variance=_concatenate(self.draw_variance, other.draw_variance),
             draw_variance_total=_concatenate(self.draw_variance_total, other.draw_variance_total),
+            groups=_concatenate(self.groups, _after(self.groups, other.groups)),
         )
 
     def take(self, ids: Sequence[str]) -> Ledger:
@@ -161,6 +183,11 @@ def check_disjoint(mine: Sequence[str], theirs: Sequence[str]) -> None:
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:_SHOWN])
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _after(mine: np.ndarray | None, theirs: np.ndarray | None) -> np.ndarray | None:
+    """Numbers of groups that continue after mine."""
+    return None if mine is None or theirs is None else theirs + mine.max(initial=-1) + 1
 
 
 def _concatenate(mine: np.ndarray | None, theirs: np.ndarray | None) -> np.ndarray | None:

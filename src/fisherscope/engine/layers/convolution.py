@@ -97,6 +97,10 @@ class ConvolutionRule(Rule):
         factors = unfolded if self._unfolds else None
         yield "weight", DenseScore(batch, gradients, positions, chunk, factors)
 
+    @property
+    def factored(self) -> bool:  # noqa: D102
+        return self._unfolds and "weight" in self.parameters
+
     def inputs(self, saved: tuple[Tensor, ...], batch: int) -> Tensor | None:  # noqa: D102
         return self._patches(saved[0], batch) if self._unfolds else None
 

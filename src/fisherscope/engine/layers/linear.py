@@ -34,6 +34,10 @@ class LinearRule(Rule):
         if "bias" in self.parameters:
             yield "bias", VectorScore(g)
 
+    @property
+    def factored(self) -> bool:  # noqa: D102
+        return "weight" in self.parameters
+
     def inputs(self, saved: tuple[Tensor, ...], batch: int) -> Tensor:  # noqa: D102
         return positions_last(saved[0], batch)
 

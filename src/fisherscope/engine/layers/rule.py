@@ -66,6 +66,11 @@ class Rule(ABC):
     ) -> Iterator[tuple[str, Score]]:
         """Yield (local parameter name, score) from saved tensors and output gradient."""
 
+    @property
+    def factored(self) -> bool:
+        """Whether the weight's score is a product with the rows that :meth:`inputs` gives."""
+        return False
+
     def inputs(self, saved: tuple[Tensor, ...], batch: int) -> Tensor | None:
         """The layer's inputs as rows, known before any gradient is.
 

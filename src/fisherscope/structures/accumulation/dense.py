@@ -12,7 +12,7 @@ from fisherscope.engine.contraction import add_gram, mirrored
 from fisherscope.engine.coverage import Coverage
 from fisherscope.engine.scores import Score
 from fisherscope.errors import ParameterError
-from fisherscope.structures.accumulate import Accumulator, zeros
+from fisherscope.structures.accumulation.base import Accumulator, zeros
 from fisherscope.structures.layout import BlockLayout
 
 # More than a workstation's memory for one matrix is a mistake rather than a wish.

@@ -13,7 +13,8 @@ from fisherscope.engine.contraction import at_least_fp32
 from fisherscope.engine.coverage import Coverage
 from fisherscope.engine.layers import UnexpectedShapeError
 from fisherscope.engine.scores import Score
-from fisherscope.structures.accumulate import Accumulator, zeros
+from fisherscope.engine.sharing import identical
+from fisherscope.structures.accumulation.base import Accumulator, zeros
 from fisherscope.structures.layout import BlockLayout
 
 
@@ -46,6 +47,7 @@ class EigenAccumulator(Accumulator):
         self._layout = tuple(
             BlockLayout(kinds.get(b.kind, b.kind), b.names, b.outputs_second, b.inputs)  # type: ignore[arg-type]
             for b in layout
+            if b.names[0] in parameters
         )
         self._blocks = {name: block for block in self._layout for name in block.names}
         self._basis = dict(basis)
@@ -130,7 +132,7 @@ class EigenAccumulator(Accumulator):
         self, block: BlockLayout, a: Tensor, r: list[Tensor], joint: bool
     ) -> Tensor:
         last = self._rotated
-        if last is not None and last[1] == block.inputs and _same(last[0], a):
+        if last is not None and last[1] == block.inputs and identical(last[0], a):
             return last[2]
         rotated = rotate(_with_ones(at_least_fp32(a)) if joint else at_least_fp32(a), r)
         self._rotated = (a, block.inputs, rotated)
@@ -154,7 +156,9 @@ class EigenAccumulator(Accumulator):
             key: (contraction.mirrored(t) if key.endswith(":matrix") else t.detach().clone()).cpu()
             for key, t in self.sums.items()
         }
-        return self._basis | found
+        used = {f"{b.names[0]}:gradients" for b in self._layout if b.kind == "eigen"}
+        used |= {f"{b.inputs}:inputs" for b in self._layout if b.kind == "eigen"}
+        return {k: q for k, q in self._basis.items() if k.rpartition(".")[0] in used} | found
 
 
 def rotate(x: Tensor, basis: Sequence[Tensor]) -> Tensor:
@@ -175,7 +179,3 @@ def rotate(x: Tensor, basis: Sequence[Tensor]) -> Tensor:
 
 def _with_ones(a: Tensor) -> Tensor:
     return torch.cat([a, a.new_ones((*a.shape[:-1], 1))], -1)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a._version == b._version

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from fisherscope.engine.contraction import add_gram, at_least_fp32, mirrored
 from fisherscope.engine.coverage import Coverage
 from fisherscope.engine.layers import UnexpectedShapeError
 from fisherscope.engine.scores import Score, VectorScore
-from fisherscope.structures.accumulate import Accumulator, zeros
+from fisherscope.engine.sharing import identical
+from fisherscope.structures.accumulation.base import Accumulator, zeros
 from fisherscope.structures.layout import BlockLayout
 
 
@@ -90,16 +91,6 @@ class _Means:
         return self.total[chosen] / self.count[chosen].clamp_min(1).unsqueeze(1)
 
 
-@dataclass
-class _Last:
-    """The input seen last: projections of one block often share it."""
-
-    a: Tensor
-    joint: bool
-    owner: str
-    index: dict[int, Tensor] = field(default_factory=dict)
-
-
 class FactorAccumulator(Accumulator):
     """Sums of ``g gᵀ`` and ``a aᵀ`` for KFAC; exact squares where there are no factors.
 
@@ -131,12 +122,11 @@ class FactorAccumulator(Accumulator):
         super().__init__(parameters, coverage)
         self.plan = plan_factors(parameters, coverage, bias)
         self._unit, self._reduce, self._widest = unit, sharing == "reduce", widest
-        self._owners: dict[str, str] = {}
+        self._owners = self._share(coverage.shared) if not self._reduce else {}
         self._joint_of = {b: w for w, b in self.plan.joint.items() if b is not None}
-        self._last: _Last | None = None
+        self._last: tuple[str, Tensor] | None = None
         self._index: tuple[Tensor, Tensor] | None = None
         self._means: dict[str, _Means] = {}
-        self._scratch: dict[str, Tensor] = {}
         for name in self.plan.rest:
             self.sums[name] = zeros(tuple(parameters[name].shape), parameters[name])
         for name in self.plan.joint:
@@ -144,6 +134,8 @@ class FactorAccumulator(Accumulator):
             for i, piece in enumerate(pieces(out, widest)):
                 side = piece.stop - piece.start
                 self.sums[f"{name}:gradients.{i}"] = zeros((side, side), parameters[name])
+            if self._owners.get(name, name) == name:
+                self._open_inputs(name)
         for name in self.plan.alone:
             side = parameters[name].numel()
             self.sums[f"{name}:matrix"] = zeros((side, side), parameters[name])
@@ -186,25 +178,43 @@ class FactorAccumulator(Accumulator):
         if self._reduce:
             self._average(name, a, mask)
             return
-        owner = self._owner(name, a)
-        if owner != name:
+        if not self._owns(name, a):
             return
         rows = at_least_fp32(a).flatten(0, 1)
         if mask is not None:
             rows = rows.index_select(0, self._rows(mask))
         self._add_inputs(name, rows)
 
-    def _owner(self, name: str, a: Tensor) -> str:
-        """The weight that keeps this input's factor: the first that saw the same tensor."""
-        joint, last = self.plan.joint[name] is not None, self._last
-        same = last is not None and last.joint == joint and _identical(last.a, a)
-        found = last.owner if same and last is not None else name
-        if not same:
-            self._last = _Last(a, joint, name)
-        known = self._owners.setdefault(name, found)
-        if known == found or known == name:
-            return known
-        raise UnexpectedShapeError("", {name: f"its input is no longer that of {known}"})
+    def _share(self, groups: Sequence[Sequence[str]]) -> dict[str, str]:
+        """Each weight's owner of the input factor: the first of its group that is alike."""
+        owners: dict[str, str] = {}
+        for group in groups:
+            first: dict[tuple[bool, int], str] = {}
+            for name in group:
+                if name in self.plan.joint:
+                    kind = (self.plan.joint[name] is not None, self._columns_of(name))
+                    owners[name] = first.setdefault(kind, name)
+        return owners
+
+    def _open_inputs(self, name: str) -> None:
+        like = self.parameters[name]
+        for i, piece in enumerate(pieces(self._columns_of(name), self._widest)):
+            side = piece.stop - piece.start
+            self.sums[f"{name}:inputs.{i}"] = zeros((side, side), like)
+        self.sums[f"{name}:rows"] = torch.zeros((), dtype=torch.float64, device=like.device)
+
+    def _owns(self, name: str, a: Tensor) -> bool:
+        """Whether this layer's input is to be added; sharing is checked at every call."""
+        owner = self._owners.get(name, name)
+        if owner == name:
+            self._last = (name, a)
+            return True
+        if self._last is None or self._last[0] != owner or not identical(self._last[1], a):
+            raise UnexpectedShapeError(
+                f"{name}: its input is not that of {owner}",
+                {name: f"its input is that of {owner} in some batches only"},
+            )
+        return False
 
     def _rows(self, mask: Tensor) -> Tensor:
         if self._index is None or self._index[0] is not mask:
@@ -227,12 +237,8 @@ class FactorAccumulator(Accumulator):
 
     def _add_inputs(self, name: str, rows: Tensor) -> None:
         joint, width = self.plan.joint[name] is not None, self._columns_of(name)
-        like = self.parameters[name]
         for i, piece in enumerate(pieces(width, self._widest)):
-            key, side = f"{name}:inputs.{i}", piece.stop - piece.start
-            if key not in self.sums:
-                self.sums[key] = zeros((side, side), like)
-            total = self.sums[key]
+            total, side = self.sums[f"{name}:inputs.{i}"], piece.stop - piece.start
             if not joint or piece.stop < width:
                 add_gram(rows[:, piece], total)
                 continue
@@ -241,10 +247,7 @@ class FactorAccumulator(Accumulator):
                 add_gram(part, total[:-1, :-1])
             total[:-1, -1] += part.sum(0)
             total[-1, -1] += len(rows)
-        key = f"{name}:rows"
-        if key not in self.sums:
-            self.sums[key] = torch.zeros((), dtype=torch.float64, device=like.device)
-        self.sums[key] += len(rows)
+        self.sums[f"{name}:rows"] += len(rows)
 
     # -- gradients --------------------------------------------------------------------
 
@@ -264,7 +267,7 @@ class FactorAccumulator(Accumulator):
     def _add_weight(self, name: str, score: Score, rows: slice) -> Tensor:
         found = score.factors()
         if found is None:
-            raise UnexpectedShapeError("", {name: "its score has no Kronecker form"})
+            raise UnexpectedShapeError(name, {name: "its score has no Kronecker form"})
         g, a = map(at_least_fp32, found)
         if self._reduce:
             g, a = g.sum(1, keepdim=True), self._means[name].average(rows).unsqueeze(1)
@@ -291,7 +294,6 @@ class FactorAccumulator(Accumulator):
     def close(self) -> None:  # noqa: D102
         for name, mean in self._means.items():
             if not mean.counted:
-                self._owners[name] = name
                 self._add_inputs(name, mean.average(slice(None))[mean.count > 0])
                 mean.counted = True
 
@@ -299,23 +301,6 @@ class FactorAccumulator(Accumulator):
         self._means.clear()
         self._last = self._index = None
         return super().batch_norms()
-
-    def absorb(self, other: Accumulator) -> None:  # noqa: D102
-        assert isinstance(other, FactorAccumulator)
-        for name, owner in other._owners.items():
-            if self._owners.setdefault(name, owner) != owner:
-                raise UnexpectedShapeError("", {name: "its input is shared in some batches only"})
-        super().absorb(other)
-
-    def restore_owners(self, layout: Sequence[BlockLayout]) -> None:
-        """Go on with the shared inputs of an earlier pass.
-
-        Args:
-            layout: Of the earlier Fisher.
-        """
-        for block in layout:
-            if block.kind == "kronecker":
-                self._owners[block.names[0]] = block.inputs
 
     def results(self) -> dict[str, Tensor]:  # noqa: D102
         return {
@@ -326,13 +311,3 @@ class FactorAccumulator(Accumulator):
 
 def _is_factor(key: str) -> bool:
     return any(word in key for word in (":gradients.", ":inputs.", ":matrix"))
-
-
-def _identical(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same numbers in the same place, not changed in between."""
-    return (
-        a.data_ptr() == b.data_ptr()
-        and a.shape == b.shape
-        and a.stride() == b.stride()
-        and a._version == b._version
-    )

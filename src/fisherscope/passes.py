@@ -1,0 +1,177 @@
+"""One pass over examples: scores into sums, with progress, checkpoints and resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from fisherscope.data import Example, batches, fingerprint
+from fisherscope.engine.sweep import Sweep
+from fisherscope.errors import IdentityError, NonFiniteError
+from fisherscope.interruption import whole_batches
+from fisherscope.preparation import Prepared
+from fisherscope.structures import Fisher, KFACFisher, Ledger, load
+from fisherscope.structures.accumulation import Accumulator, accumulator
+
+CHECKPOINT_SECONDS = 120.0
+
+
+class Pass:
+    """One pass over some examples, resumable.
+
+    Args:
+        prepared: The request.
+        examples: Its examples or some of them.
+        folder: Where the state of an unfinished pass is kept, or ``None``.
+        progress: Show a progress bar.
+        title: Of the bar.
+        basis: KFAC whose eigenvectors an EKFAC uses. Default: ``None``.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        examples: Sequence[Example],
+        folder: Path | None,
+        progress: bool,
+        title: str,
+        basis: KFACFisher | None = None,
+    ):
+        self.prepared, self.examples = prepared, list(examples)
+        self.folder, self.progress, self.title = folder, progress, title
+        self.basis = basis
+        self.done: list[Example] = []
+        self.groups: list[int] = []
+        self.skipped: list[str] = []
+        self.norms: list[np.ndarray] = []
+        self.accumulator = self._accumulator()
+        self.earlier: Fisher | None = None
+        if self.folder is not None and self.folder.exists() and any(self.folder.iterdir()):
+            self.earlier = self._resume(load(self.folder))
+        known = set()
+        if self.earlier is not None:
+            known = {*self.earlier.ledger.ids, *self.earlier.skipped}
+            self.accumulator.resume(self.earlier.sums)
+        left = [e for e in self.examples if e.id not in known]
+        self.left = batches(left, prepared.config.batch_size) if left else []
+
+    def _accumulator(self) -> Accumulator:
+        p = self.prepared
+        return accumulator(p.spec, p.parameters, p.coverage, p.config.unit, self.basis)
+
+    def _resume(self, earlier: Fisher) -> Fisher:
+        mine = self.prepared.identity
+        mine.check(earlier.identity, ignore=("data_fingerprint", "version"))
+        ids = {*earlier.ledger.ids, *earlier.skipped}
+        seen = [e for e in self.examples if e.id in ids]
+        if fingerprint(seen) != earlier.identity.data_fingerprint or len(seen) != len(ids):
+            raise IdentityError(
+                f"the checkpoint {self.folder} was made from other examples (data_fingerprint "
+                "differs); delete it, or give another folder"
+            )
+        return earlier
+
+    def finish(self) -> Fisher:
+        """Run to the end.
+
+        Returns:
+            The Fisher over all examples.
+
+        Raises:
+            KeyboardInterrupt: If Ctrl-C was pressed; the state so far is in the folder.
+        """
+        p = self.prepared
+        saved = time.monotonic()
+        total = sum(p.likelihood.tokens(e) for group in self.left for e in group)
+        sweep = Sweep(p.model, p.likelihood, p.coverage)
+        bar = tqdm(total=total, desc=self.title, unit="token", disable=not self.progress)
+        try:
+            with bar, sweep, whole_batches(self.folder is not None) as interrupted:
+                for group in self.left:
+                    self._batch(sweep, group)
+                    bar.update(sum(p.likelihood.tokens(e) for e in group))
+                    late = time.monotonic() - saved > CHECKPOINT_SECONDS
+                    if self.folder is not None and (late or interrupted()):
+                        self._fisher().save(self.folder)
+                        saved = time.monotonic()
+                    if interrupted():
+                        raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if self.folder is not None and self.done and self.accumulator.complete:
+                self._fisher().save(self.folder)
+            raise
+        fisher = self._fisher()
+        if self.folder is not None:
+            fisher.save(self.folder)
+        return fisher
+
+    def _batch(self, sweep: Sweep, group: list[Example]) -> None:
+        target = self.accumulator
+        if self.prepared.config.on_nonfinite == "skip":
+            target = self._accumulator()
+        norms, bad = self._pass(sweep, group, target)
+        if bad and target is self.accumulator:
+            raise NonFiniteError(
+                f"the loss or the score of example {', '.join(map(repr, bad[:5]))} is not finite; "
+                "look at this example, use fp32 weights, or pass on_nonfinite='skip'"
+            )
+        if bad and len(group) > 1:
+            for example in group:
+                self._batch(sweep, [example])
+            return
+        if bad:
+            self.skipped += bad
+            return
+        if target is not self.accumulator:
+            self.accumulator.absorb(target)
+        self.done += group
+        self.groups += [len(self.norms)] * len(group)
+        self.norms.append(norms)
+
+    def _pass(self, sweep: Sweep, group: list[Example], target: Accumulator):
+        target.open_batch(len(group), self.prepared.kept_sets, sweep.device)
+        loss = sweep.run(
+            group,
+            self.prepared.labelling,
+            target.add,
+            inputs=target.inputs if target.needs_inputs else None,
+            close=target.close,
+        )
+        norms = target.batch_norms()
+        finite = np.isfinite(norms).all((0, 2)) & torch.isfinite(loss).cpu().numpy()
+        return norms, [e.id for e, good in zip(group, finite, strict=True) if not good]
+
+    def _fisher(self) -> Fisher:
+        p, config = self.prepared, self.prepared.config
+        shape = (p.kept_sets, 0, len(p.parameters))
+        norms = np.concatenate([np.zeros(shape), *self.norms], axis=1)
+        several = config.fisher_type == "mc" and config.draws > 1
+        tokens = np.array([p.likelihood.tokens(e) for e in self.done], dtype=np.int64)
+        skipped = set(self.skipped)
+        seen = [*self.done, *(e for e in self.examples if e.id in skipped)]
+        fisher = Fisher.of_structure(p.identity.structure)(
+            identity=dataclasses.replace(p.identity, data_fingerprint=fingerprint(seen)),
+            sums=self.accumulator.results(),
+            ledger=Ledger(
+                ids=tuple(e.id for e in self.done),
+                tensors=tuple(p.parameters),
+                squares=norms.mean(0),
+                tokens=tokens,
+                draw_variance=norms.var(0, ddof=1) if several else None,
+                draw_variance_total=norms.sum(2).var(0, ddof=1) if several else None,
+                groups=np.array(self.groups, dtype=np.int64) if config.unit == "batch" else None,
+            ),
+            coverage=self.accumulator.coverage_text(),
+            n_units=len(self.done) if config.unit in {"example", "batch"} else int(tokens.sum()),
+            skipped=tuple(self.skipped),
+            layout=self.accumulator.layout,
+        )
+        if self.earlier is None:
+            return fisher
+        return dataclasses.replace(self.earlier + fisher, sums=fisher.sums)
