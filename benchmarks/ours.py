@@ -13,7 +13,8 @@ from fisherscope.engine.coverage import bind
 from fisherscope.engine.head import PlainHead
 from fisherscope.engine.sweep import Sweep
 from fisherscope.preparation import prepare
-from fisherscope.structures.accumulate import Accumulator
+from fisherscope.specs import parse
+from fisherscope.structures.accumulation import accumulator
 
 
 def examples(case: Case) -> list[Example]:
@@ -43,7 +44,7 @@ def estimate(fused: bool = True, **options) -> Callable[[Case], Prepared]:
 
         def run() -> None:
             made.clear()
-            sums = Accumulator(ready.parameters, coverage, config.structure, config.unit)
+            sums = accumulator(parse(config.structure), ready.parameters, coverage, config.unit)
             with Sweep(ready.model, ready.likelihood, coverage) as sweep:
                 for group in batches(ready.examples, len(ready.examples)):
                     sums.open_batch(len(group), ready.kept_sets, sweep.device)

@@ -81,7 +81,9 @@ def test_frequencies_of_draws():
     logits = torch.tensor([[0.0, 1.0, -1.0, 2.0]]).expand(20_000, 4).clone()
     u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     p = logits[0].softmax(-1)
-    _, [(labels, _)] = Classification().evaluate(logits, torch.zeros(20_000, dtype=torch.long), [Drawn(u)])
+    _, [(labels, _)] = Classification().evaluate(
+        logits, torch.zeros(20_000, dtype=torch.long), [Drawn(u)]
+    )
     found = torch.bincount(labels, minlength=4) / 20_000
     assert torch.allclose(found, p, atol=1e-4)
 
@@ -107,7 +109,9 @@ def test_gaussian():
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2.0**-53])
 def test_gaussian_draws_are_finite(uniform):
     u = torch.full((1, 2), uniform, dtype=torch.float64)
-    _, [(labels, derivative)] = Regression().evaluate(torch.zeros(1, 2), torch.zeros(1, 2), [Drawn(u)])
+    _, [(labels, derivative)] = Regression().evaluate(
+        torch.zeros(1, 2), torch.zeros(1, 2), [Drawn(u)]
+    )
     assert torch.isfinite(labels).all() and torch.isfinite(derivative).all()
 
 

@@ -104,11 +104,14 @@ def estimate(
 
     Returns:
         A :class:`~fisherscope.structures.Fisher` of the structure, with sums, counts and
-        ledger. Wrong
-        data, options or models raise before the first pass: ``DataError``,
-        ``LikelihoodError``, ``ParameterError``, ``IdentityError`` (foreign checkpoint),
-        ``NonFiniteError`` (weights); losses and scores that are not finite raise
-        ``NonFiniteError`` with the example's id.
+        ledger.
+
+    Raises:
+        ParameterError: If an option, or a combination of options, makes no sense. Wrong data
+            and models raise before the first pass, too: ``DataError``, ``LikelihoodError``,
+            ``IdentityError`` (foreign checkpoint or basis), ``NonFiniteError`` (weights);
+            losses and scores that are not finite raise ``NonFiniteError`` with the example's
+            id.
     """
     config = FisherConfig(
         structure=structure,

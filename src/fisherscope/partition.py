@@ -24,7 +24,7 @@ def sums_bytes(prepared: Prepared, basis: KFACFisher | None = None) -> dict[tupl
     shapes = {n: torch.empty_like(p, device="meta") for n, p in prepared.parameters.items()}
     empty = accumulator(prepared.spec, shapes, prepared.coverage, prepared.config.unit, basis)  # type: ignore[arg-type]
     sizes = {key: total.numel() * total.element_size() for key, total in empty.sums.items()}
-    together = {name: (name,) for name in shapes}
+    together: dict[str, tuple[str, ...]] = {name: (name,) for name in shapes}
     for block in empty.layout:
         names = dict.fromkeys(n for m in (*block.names, block.inputs) if m for n in together[m])
         for name in names:

@@ -180,9 +180,7 @@ def _work(prepared: Prepared, groups: Sequence[Sequence[Example]], split: bool) 
 
 def _trial(prepared: Prepared, trial: list[Example]) -> tuple[float, int]:
     """Seconds of a pass over a few examples, and the bytes that autograd keeps for it."""
-    sums = accumulator(
-        prepared.spec, prepared.parameters, prepared.coverage, prepared.config.unit
-    )
+    sums = accumulator(prepared.spec, prepared.parameters, prepared.coverage, prepared.config.unit)
     labelling = prepared.labelling
     if labelling.columns:
         labelling = replace(labelling, columns=min(labelling.columns, _TRIAL_COLUMNS))

@@ -11,8 +11,8 @@ from typing import Any, TypeVar, get_args
 import torch
 from torch import nn
 
-from fisherscope.data import Example, examples, fingerprint
 from fisherscope import specs
+from fisherscope.data import Example, examples, fingerprint
 from fisherscope.defaults import FisherConfig, FisherType, OnNonFinite, Sampling, Unit
 from fisherscope.engine.coverage import SLOW, Coverage, bind
 from fisherscope.engine.fingerprint import model_fingerprint
@@ -65,9 +65,7 @@ class Prepared:
         """
         known = self.coverage
         reasons = {n: known.text[n].removeprefix(f"{SLOW}: ") for n in known.slow} | dict(names)
-        coverage = bind(
-            self.model, self.parameters, known.head, reasons, known.single, known.width
-        )
+        coverage = bind(self.model, self.parameters, known.head, reasons, known.single, known.width)
         coverage = replace(coverage, shared=known.shared)
         return replace(self, coverage=coverage)
 

@@ -7,8 +7,8 @@ backward pass summed before anything is squared.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -235,6 +235,19 @@ class Observer:
         finally:
             self._sink = None
             self._anchor.grad = None
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Let other calls of the model pass unobserved while the batch is kept.
+
+        Yields:
+            Nothing.
+        """
+        batch, self._batch = self._batch, 0
+        try:
+            yield
+        finally:
+            self._batch = batch
 
     def finish(self) -> None:
         """Forget the batch."""

@@ -22,7 +22,6 @@ from fisherscope.engine.slow import one_by_one
 from fisherscope.labels import Column, Drawn, Signs, Wanted
 from fisherscope.likelihoods import IGNORE, Likelihood
 
-
 # Sets of labels between two calls of ``close``: the slow path repeats its forward pass for each
 # such group, and a head holds one cotangent for each set of a chunk.
 _SETS_AT_ONCE = 16
@@ -109,9 +108,11 @@ class Sweep:
                 Default: ``None``.
 
         Returns:
-            The summed loss of each example for the data's labels, nats [batch]. If a layer
-            was used as its rule does not describe, ``UnexpectedShapeError`` is raised, and
-            what the sink received is incomplete.
+            The summed loss of each example for the data's labels, nats [batch].
+
+        Raises:
+            UnexpectedShapeError: If a layer was used as its rule does not describe; what the
+                sink received is incomplete then.
         """
         if self.coverage.single and len(examples) > 1:
             parts = []
@@ -120,9 +121,7 @@ class Sweep:
                 def shifted(name: str, score: Score, rows: slice, draw: int, n: int = n) -> None:
                     sink(name, score, slice(n + rows.start, n + rows.stop), draw)
 
-                parts.append(
-                    self.run([example], labelling, shifted, inputs=inputs, close=close)
-                )
+                parts.append(self.run([example], labelling, shifted, inputs=inputs, close=close))
             return torch.cat(parts)
         batch = make_batch(self.model, examples)
         targets = self.likelihood.targets(batch)
@@ -149,7 +148,8 @@ class Sweep:
                     if observer.failures:
                         raise UnexpectedShapeError(_explain(observer.failures), observer.failures)
                     if self.coverage.slow:
-                        self._slow(examples, used, sink)
+                        with observer.paused():
+                            self._slow(examples, used, sink)
                     used.clear()
                     if close is not None:
                         close()
@@ -177,9 +177,7 @@ class Sweep:
             for draw in range(labelling.draws)
         ]
 
-    def _sets(
-        self, targets: Tensor, draws: Sequence[Wanted], labelling: Labelling
-    ) -> list[_Sets]:
+    def _sets(self, targets: Tensor, draws: Sequence[Wanted], labelling: Labelling) -> list[_Sets]:
         if draws:
             return [_Sets(targets, draws, 0, True)]
         if not labelling.columns:

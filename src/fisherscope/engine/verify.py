@@ -22,8 +22,8 @@ from fisherscope.engine.layers import UnexpectedShapeError
 from fisherscope.engine.observer import Observer
 from fisherscope.engine.quiet import undisturbed
 from fisherscope.engine.scores import Score
-from fisherscope.engine.slow import one_by_one
 from fisherscope.engine.sharing import SharedInputs
+from fisherscope.engine.slow import one_by_one
 from fisherscope.engine.sweep import Labelling, Sweep
 from fisherscope.likelihoods import Likelihood
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from fisherscope import specs
 from fisherscope.defaults import FisherConfig, FisherType, OnNonFinite, Sampling, Unit
-from fisherscope.errors import ConfigError
+from fisherscope.errors import ConfigError, ParameterError
 from fisherscope.metrics.task_names import check_task_names
 
 DType = Literal["auto", "float32", "float64", "bfloat16", "float16"]

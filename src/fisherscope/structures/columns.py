@@ -53,9 +53,7 @@ def beside(parts: Sequence[Fisher], identity: Identity) -> Fisher:
     blocks = {block.names[0]: block for part in parts for block in part.layout}
     return dataclasses.replace(
         first,
-        identity=dataclasses.replace(
-            identity, data_fingerprint=first.identity.data_fingerprint
-        ),
+        identity=dataclasses.replace(identity, data_fingerprint=first.identity.data_fingerprint),
         sums={key: total for part in parts for key, total in part.sums.items()},
         ledger=ledger,
         coverage={name: text for part in parts for name, text in part.coverage.items()},

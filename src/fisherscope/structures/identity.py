@@ -21,7 +21,8 @@ class Identity:
         fisher_type: Where labels came from, ``"empirical"``, ``"mc"`` or ``"type-2"``.
         unit: What counts as one observation: ``"example"``, ``"token"``, ``"position"`` or
             ``"batch"``.
-        structure: How much of the matrix is kept: ``"diagonal"`` or ``"grouped"``.
+        structure: How much of the matrix is kept: the canonical text of a spec, for instance
+            ``"diagonal"`` or ``"kfac(sharing=reduce)"``.
         likelihood: Name of the likelihood, for instance ``"causal-lm"``.
         draws: Label draws per example; matters for ``"mc"`` only.
         seed: Seed that keys the sampled labels.

@@ -63,7 +63,7 @@ class BlockLayout:
                 f"kind={self.kind!r} of the block {self} is unknown; use one of "
                 f"{list(get_args(Kind))}."
             )
-        if not self.names or len(set(self.names)) != len(self.names):
+        if len(self.names) == 0 or len(set(self.names)) != len(self.names):
             raise ParameterError(f"a block names its parameters once each, not {self.names}.")
         if not self.factored:
             if self.outputs_second or self.inputs:

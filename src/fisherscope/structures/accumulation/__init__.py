@@ -50,9 +50,7 @@ def accumulator(
     if isinstance(spec, specs.Block | specs.Dense):
         return DenseAccumulator(parameters, coverage, _blocks(spec, parameters))
     if isinstance(spec, specs.KFAC):
-        return FactorAccumulator(
-            parameters, coverage, unit, spec.sharing, spec.bias, spec.widest
-        )
+        return FactorAccumulator(parameters, coverage, unit, spec.sharing, spec.bias, spec.widest)
     if isinstance(spec, specs.EKFAC) and basis is not None:
         return EigenAccumulator(parameters, coverage, unit, basis.layout, basis.eigenbasis())
     raise ParameterError(f"structure={str(spec)!r} needs the eigenbasis of a KFAC")

@@ -80,9 +80,11 @@ class Accumulator(ABC):
             a: Input rows [batch, shared, in].
             mask: Rows that can carry gradient [batch, shared]; ``None`` for all.
         """
+        del name, a, mask
 
     def close(self) -> None:
-        """All scores of the sets of labels so far have arrived."""
+        """Take note that all scores of the sets of labels so far have arrived."""
+        return
 
     def batch_norms(self) -> np.ndarray:
         """End the batch.

@@ -128,9 +128,7 @@ class EigenAccumulator(Accumulator):
             return contraction.add_position_squares(g, a, total)
         return contraction.add_squares(g, a, total)
 
-    def _rotate_inputs(
-        self, block: BlockLayout, a: Tensor, r: list[Tensor], joint: bool
-    ) -> Tensor:
+    def _rotate_inputs(self, block: BlockLayout, a: Tensor, r: list[Tensor], joint: bool) -> Tensor:
         last = self._rotated
         if last is not None and last[1] == block.inputs and identical(last[0], a):
             return last[2]
@@ -143,7 +141,7 @@ class EigenAccumulator(Accumulator):
         return score.position_squares(scratch) if self._positions else score.squares(scratch)
 
     def _add_dense(self, name: str, score: Score) -> Tensor:
-        g = score.dense(slice(None), (-1,))
+        g = score.dense(slice(None), (self.parameters[name].numel(),))
         contraction.add_gram(g, self.sums[f"{name}:matrix"])
         return g.square().sum(1)
 

@@ -53,8 +53,8 @@ def plan_factors(
     partners = [partner for partner in weights.values() if partner is not None]
     # A bias that two weights share has no block with either.
     joint = {
-        name: partner if bias == "joint" and partners.count(partner) == 1 else None
-        for name, partner in weights.items()
+        name: p if bias == "joint" and p is not None and partners.count(p) == 1 else None
+        for name, p in weights.items()
     }
     taken = {*joint, *joint.values()}
     alone = tuple(dict.fromkeys(p for p in partners if p not in taken))
