@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fisherscope.specs import Spec
+
 Structure = Literal["diagonal", "grouped"]
 FisherType = Literal["empirical", "mc"]
 Unit = Literal["example", "token", "position"]
@@ -17,7 +19,9 @@ class FisherConfig:
     """How a Fisher is estimated; frozen, shared by functions, classes and command line.
 
     Attributes:
-        structure: How much of the matrix is kept, ``"diagonal"`` or ``"grouped"``.
+        structure: How much of the matrix is kept: ``"diagonal"``, ``"grouped"``, ``"block"``,
+            ``"dense"``, ``"kfac"`` or ``"ekfac"``, with options as text or as a spec such as
+            :class:`fisherscope.KFAC`.
         fisher_type: Where labels come from, ``"empirical"`` (the data's) or ``"mc"``
             (drawn from the model).
         unit: What counts as one independent observation: ``"example"``, ``"token"``
@@ -34,7 +38,7 @@ class FisherConfig:
         ema_decay: Decay of :class:`fisherscope.FisherEMA`.
     """
 
-    structure: Structure = "diagonal"
+    structure: str | Spec = "diagonal"
     fisher_type: FisherType = "empirical"
     unit: Unit = "example"
     parameters: str | Sequence[str] | None = None

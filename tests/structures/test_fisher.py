@@ -149,8 +149,8 @@ def test_inconsistent_parts_are_refused():
         dataclasses.replace(
             fisher, identity=dataclasses.replace(fisher.identity, structure="grouped")
         )
-    with pytest.raises(ParameterError, match="'kfac'.*'diagonal'"):
-        Fisher.of_structure("kfac")
+    with pytest.raises(ParameterError, match="'hessian'.*'diagonal'"):
+        Fisher.of_structure("hessian")
 
 
 def test_frame_has_a_row_per_tensor_with_its_uncertainty():

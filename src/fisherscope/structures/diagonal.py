@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fisherscope.errors import ParameterError
 from fisherscope.structures.fisher import Fisher, Per
-from fisherscope.structures.vectors import check_vector, damp, total
+from fisherscope.structures.vectors import check_vector, damp, sampler, total
 
 # Comparing two estimates needs the same quantity, not the same random labels.
 COMPARABLE = ("data_fingerprint", "version", "seed", "draws")
@@ -67,15 +67,16 @@ class DiagonalFisher(Fisher):
         return math.fsum(squares) / self.denominator()
 
     def matvec(self, v: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The product of the matrix, mean per unit, with a vector.
+        """The product of the matrix, mean per unit, with a vector or a batch of them.
 
         Args:
-            v: Parameter name to tensor of the parameter's shape.
+            v: Parameter name to tensor of the parameter's shape, all of them with one
+                leading dimension more for a batch.
 
         Returns:
             New CPU tensors under the names of ``v``; absent ones would be zero.
         """
-        check_vector(v, self.identity.parameters)
+        check_vector(v, self.identity.parameters, batch=True)
         denominator = self.denominator()
         return {
             name: self.sums[name] / denominator * tensor.detach().cpu()
@@ -86,13 +87,13 @@ class DiagonalFisher(Fisher):
         """Solve ``(F + damping I) x = v`` with the mean per unit.
 
         Args:
-            v: Parameter name to tensor of the parameter's shape.
+            v: As for :meth:`matvec`.
             damping: Added to the diagonal; in the units of the diagonal.
 
         Returns:
             New CPU tensors under the names of ``v``.
         """
-        check_vector(v, self.identity.parameters)
+        check_vector(v, self.identity.parameters, batch=True)
         return {name: v[name].detach().cpu() / self._damped(name, damping) for name in v}
 
     def logdet(self, *, damping: float) -> float:
@@ -109,10 +110,31 @@ class DiagonalFisher(Fisher):
             for name in self.identity.parameters
         )
 
+    def sample(self, n: int = 1, *, damping: float, seed: int = 0) -> dict[str, Tensor]:
+        """Draw from the normal distribution with precision ``F + damping I``.
+
+        Args:
+            n: Number of independent vectors. Default: 1.
+            damping: Added to the diagonal; in the units of the diagonal.
+            seed: Seed; equal seeds give equal vectors. Default: 0.
+
+        Returns:
+            Parameter name to tensor ``[n, *shape]`` of the type of the sums, with mean 0 and
+            covariance ``(F + damping I)^-1``.
+        """
+        generator = sampler(n, seed)
+        return {
+            name: torch.randn(n, *shape, generator=generator, dtype=self.sums[name].dtype)
+            / self._damped(name, damping).sqrt()
+            for name, shape in self.identity.parameters.items()
+        }
+
     def _damped(self, name: str, damping: float) -> Tensor:
         return damp(name, self.sums[name] / self.denominator(), damping)
 
-    @classmethod
-    def _check_shape(cls, name: str, held: tuple[int, ...], shape: tuple[int, ...]) -> None:
-        if held != shape:
-            raise ParameterError(f"sums[{name!r}] has shape {held}, but the parameter has {shape}.")
+    def _check_shapes(self) -> None:
+        for name, shape in self.identity.parameters.items():
+            if (held := tuple(self.sums[name].shape)) != shape:
+                raise ParameterError(
+                    f"sums[{name!r}] has shape {held}, but the parameter has {shape}."
+                )

@@ -65,8 +65,13 @@ class FisherEMA:
                 data and seed may differ, anything else raises :class:`IdentityError`.
 
         Raises:
-            ParameterError: If a tensor is grouped differently than before.
+            ParameterError: If it has blocks, or if a tensor is grouped differently than before.
         """
+        if fisher.layout:
+            raise ParameterError(
+                f"the average takes diagonal and grouped Fishers, not {fisher.identity.structure!r}"
+                ': estimate with structure="diagonal", or add Fishers with +.'
+            )
         if self.identity is not None:
             self.identity.check(fisher.identity, ignore=_CHANGING)
         means = fisher.means()

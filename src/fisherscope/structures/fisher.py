@@ -13,11 +13,14 @@ from typing import Any, ClassVar, Literal, Self, get_args
 import numpy as np
 import pandas as pd
 import torch
+from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from fisherscope.errors import DataError, IdentityError, ParameterError
-from fisherscope.structures import intervals
+from fisherscope.specs import Spec, base_name, parse
+from fisherscope.structures import intervals, operator
 from fisherscope.structures.identity import Identity
+from fisherscope.structures.layout import BlockLayout
 from fisherscope.structures.ledger import Ledger, check_disjoint
 from fisherscope.structures.vectors import total
 
@@ -34,13 +37,14 @@ class Fisher(ABC):
 
     Attributes:
         identity: What the sums are of.
-        sums: Parameter name to CPU tensor (float32 or float64): the structure's numbers,
-            summed over examples, units and draws.
+        sums: CPU tensors (float32 or float64): the structure's numbers, summed over examples,
+            units and draws; by parameter name, or under the keys of :class:`BlockLayout`.
         ledger: Squared score norms per example and tensor.
         coverage: Parameter name to the rule that produced it.
         n_units: Number of units summed over, draws not counted.
         halves: Two Fishers over disjoint halves of the same examples, or ``None``.
         skipped: Ids of examples left out because their scores were not finite.
+        layout: The blocks of a block structure, ``()`` for others.
     """
 
     structure: ClassVar[str] = ""
@@ -53,42 +57,44 @@ class Fisher(ABC):
     n_units: int
     halves: tuple[Self, Self] | None = None
     skipped: tuple[str, ...] = ()
+    layout: tuple[BlockLayout, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Fisher._registry[cls.structure] = cls
+        if cls.structure:
+            Fisher._registry[cls.structure] = cls
 
     def __post_init__(self) -> None:
-        if self.identity.structure != self.structure:
+        structure = parse(self.identity.structure)
+        if structure.name != self.structure or str(structure) != self.identity.structure:
             raise IdentityError(
-                f"identity.structure is {self.identity.structure!r}, but "
-                f"{type(self).__name__} holds {self.structure!r}."
+                f"identity.structure is {self.identity.structure!r}, but {type(self).__name__} "
+                f"holds {self.structure!r} (canonical text, as str(spec) gives it)."
             )
-        names = list(self.identity.parameters)
-        if set(self.sums) != set(names):
+        expected = self._keys()
+        if set(self.sums) != set(expected):
             raise ParameterError(
                 "sums and identity.parameters name different tensors: "
-                f"{sorted(set(self.sums) ^ set(names))[:5]}."
+                f"{sorted(set(self.sums) ^ set(expected))[:5]}."
             )
-        if list(self.ledger.tensors) != names:
+        if list(self.ledger.tensors) != list(self.identity.parameters):
             raise ParameterError(
                 "ledger.tensors must be the names of identity.parameters in the same order."
             )
-        for name, shape in self.identity.parameters.items():
-            tensor = self.sums[name]
+        for key, tensor in self.sums.items():
             if tensor.dtype not in {torch.float32, torch.float64} or tensor.device.type != "cpu":
                 raise ParameterError(
-                    f"sums[{name!r}] is {tensor.dtype} on {tensor.device}; keep sums in float32 "
+                    f"sums[{key!r}] is {tensor.dtype} on {tensor.device}; keep sums in float32 "
                     "or float64 on the CPU."
                 )
-            self._check_shape(name, tuple(tensor.shape), shape)
+        self._check_shapes()
 
     @staticmethod
-    def of_structure(structure: str) -> type[Fisher]:
+    def of_structure(structure: str | Spec) -> type[Fisher]:
         """The class that holds a structure.
 
         Args:
-            structure: Name of the structure, for instance ``"diagonal"``.
+            structure: A spec or its text, for instance ``"diagonal"``; options don't matter.
 
         Returns:
             The subclass of :class:`Fisher`.
@@ -97,10 +103,10 @@ class Fisher(ABC):
             ParameterError: If there is no such structure.
         """
         try:
-            return Fisher._registry[structure]
+            return Fisher._registry[base_name(structure)]
         except KeyError:
             raise ParameterError(
-                f"unknown structure {structure!r}; known: {sorted(Fisher._registry)}."
+                f"unknown structure {str(structure)!r}; known: {sorted(Fisher._registry)}."
             ) from None
 
     @property
@@ -188,9 +194,27 @@ class Fisher(ABC):
     def logdet(self, *, damping: float) -> float:
         """The log-determinant of ``F + damping I`` with the mean per unit, in nats."""
 
-    @classmethod
     @abstractmethod
-    def _check_shape(cls, name: str, held: tuple[int, ...], shape: tuple[int, ...]) -> None: ...
+    def sample(self, n: int = 1, *, damping: float, seed: int = 0) -> dict[str, Tensor]:
+        """Draw from the normal distribution with precision ``F + damping I``."""
+
+    def dense(self) -> Tensor:
+        """The whole matrix, mean per unit; for small models.
+
+        Returns:
+            float64 ``[p, p]``, parameters flattened row-major in the order of
+            ``identity.parameters``. Too many of them raise :class:`ParameterError`.
+        """
+        return operator.matrix(self.matvec, self.identity.parameters, self.n_parameters)
+
+    def to_scipy(self) -> LinearOperator:
+        """The matrix, mean per unit, as an operator for scipy's solvers.
+
+        Returns:
+            A float64 ``scipy.sparse.linalg.LinearOperator`` over the flattened parameters, in
+            the order of :meth:`dense`; it multiplies through :meth:`matvec`.
+        """
+        return operator.FisherOperator(self.matvec, self.identity.parameters, self.n_parameters)
 
     def traces(self, per: Per = "unit") -> dict[str, float]:
         """The trace of each parameter tensor's block.
@@ -289,8 +313,9 @@ class Fisher(ABC):
 
         Raises:
             ParameterError: If ``other`` is not a Fisher. If the identities differ in more
-                than the data, or an example occurs in both (also among the skipped),
-                :class:`IdentityError` names the fields or some of the ids.
+                than the data, the blocks or their eigenvectors differ, or an example occurs
+                in both (also among the skipped), :class:`IdentityError` names the fields,
+                the block or some of the ids.
         """
         if not isinstance(other, Fisher):
             raise ParameterError(f"a Fisher can be added to a Fisher, not to {type(other)}.")
@@ -301,7 +326,7 @@ class Fisher(ABC):
             halves = (self.halves[0] + other.halves[0], self.halves[1] + other.halves[1])
         return type(self)(
             identity=identity,
-            sums={name: self.sums[name] + other.sums[name] for name in identity.parameters},
+            sums=self._added(other),
             ledger=self.ledger + other.ledger,
             coverage={
                 name: _both(self.coverage.get(name, ""), other.coverage.get(name, ""))
@@ -310,6 +335,7 @@ class Fisher(ABC):
             n_units=self.n_units + other.n_units,
             halves=halves,
             skipped=tuple(sorted(self.skipped + other.skipped)),
+            layout=self.layout,
         )
 
     def save(self, path: str | Path) -> None:
@@ -358,6 +384,27 @@ class Fisher(ABC):
     def _repr_html_(self) -> str:
         table = self.to_frame().to_html(max_rows=30, escape=True, index=False)
         return f"<p>{html.escape(repr(self))}</p>{table}"
+
+    # What a structure keeps: the keys of its sums, their shapes, and how two of it add up.
+    def _keys(self) -> list[str]:
+        if self.layout:
+            raise ParameterError(
+                f"{type(self).__name__} has no blocks, but layout has {len(self.layout)}."
+            )
+        return list(self.identity.parameters)
+
+    @abstractmethod
+    def _check_shapes(self) -> None: ...
+
+    def _added(self, other: Fisher) -> dict[str, Tensor]:
+        for key in self.sums:
+            mine, theirs = tuple(self.sums[key].shape), tuple(other.sums[key].shape)
+            if mine != theirs:
+                raise IdentityError(
+                    f"the two Fishers can't be added: {key!r} is grouped as {mine} and {theirs}. "
+                    "Estimate both with the same groups."
+                )
+        return {key: self.sums[key] + other.sums[key] for key in self._keys()}
 
     # Denominators m of the examples and a factor: a trace is factor * sum(x) / sum(m).
     def _weights(self, per: Per) -> tuple[np.ndarray, float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fisherscope.errors import ParameterError
 from fisherscope.structures.diagonal import COMPARABLE
 from fisherscope.structures.fisher import Fisher, Per
-from fisherscope.structures.vectors import check_vector, damp, total
+from fisherscope.structures.vectors import check_vector, damp, sampler, total
 
 
 class GroupedFisher(Fisher):
@@ -99,28 +99,29 @@ class GroupedFisher(Fisher):
         return math.fsum(parts) / self.denominator()
 
     def matvec(self, v: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The product of the matrix, mean per unit, with a vector.
+        """The product of the matrix, mean per unit, with a vector or a batch of them.
 
         Args:
-            v: Parameter name to tensor of the parameter's shape.
+            v: Parameter name to tensor of the parameter's shape, all of them with one
+                leading dimension more for a batch.
 
         Returns:
             New CPU tensors under the names of ``v``; absent ones would be zero.
         """
-        check_vector(v, self.identity.parameters)
+        check_vector(v, self.identity.parameters, batch=True)
         return {name: self._mean(name) * tensor.detach().cpu() for name, tensor in v.items()}
 
     def solve(self, v: Mapping[str, Tensor], *, damping: float) -> dict[str, Tensor]:
         """Solve ``(F + damping I) x = v`` with the mean per unit.
 
         Args:
-            v: Parameter name to tensor of the parameter's shape.
+            v: As for :meth:`matvec`.
             damping: Added to the diagonal; in the units of the diagonal.
 
         Returns:
             New CPU tensors under the names of ``v``.
         """
-        check_vector(v, self.identity.parameters)
+        check_vector(v, self.identity.parameters, batch=True)
         return {name: v[name].detach().cpu() / self._damped(name, damping) for name in v}
 
     def logdet(self, *, damping: float) -> float:
@@ -137,6 +138,25 @@ class GroupedFisher(Fisher):
             for name in self.identity.parameters
         )
 
+    def sample(self, n: int = 1, *, damping: float, seed: int = 0) -> dict[str, Tensor]:
+        """Draw from the normal distribution with precision ``F + damping I``.
+
+        Args:
+            n: Number of independent vectors. Default: 1.
+            damping: Added to the diagonal; in the units of the diagonal.
+            seed: Seed; equal seeds give equal vectors. Default: 0.
+
+        Returns:
+            Parameter name to tensor ``[n, *shape]`` of the type of the sums, with mean 0 and
+            covariance ``(F + damping I)^-1``.
+        """
+        generator = sampler(n, seed)
+        return {
+            name: torch.randn(n, *shape, generator=generator, dtype=self.sums[name].dtype)
+            / self._damped(name, damping).sqrt()
+            for name, shape in self.identity.parameters.items()
+        }
+
     # Parameters in each group.
     def _size(self, name: str) -> int:
         return math.prod(self.identity.parameters[name]) // max(self.sums[name].numel(), 1)
@@ -148,13 +168,15 @@ class GroupedFisher(Fisher):
     def _damped(self, name: str, damping: float) -> Tensor:
         return damp(name, self._mean(name), damping)
 
-    @classmethod
-    def _check_shape(cls, name: str, held: tuple[int, ...], shape: tuple[int, ...]) -> None:
-        fits = len(held) == len(shape) and all(
-            h in {1, s} for h, s in zip(held, shape, strict=True)
-        )
-        if not fits:
-            raise ParameterError(
-                f"sums[{name!r}] has shape {held}; for a parameter of shape {shape} keep the "
-                "dimensions that were summed over with size 1 (rows [out, 1], columns [1, out])."
+    def _check_shapes(self) -> None:
+        for name, shape in self.identity.parameters.items():
+            held = tuple(self.sums[name].shape)
+            fits = len(held) == len(shape) and all(
+                h in {1, s} for h, s in zip(held, shape, strict=True)
             )
+            if not fits:
+                raise ParameterError(
+                    f"sums[{name!r}] has shape {held}; for a parameter of shape {shape} keep the "
+                    "dimensions that were summed over with size 1 (rows [out, 1], columns [1, "
+                    "out])."
+                )

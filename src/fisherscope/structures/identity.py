@@ -20,7 +20,8 @@ class Identity:
     Attributes:
         fisher_type: Where labels came from, ``"empirical"`` or ``"mc"``.
         unit: What counts as one observation: ``"example"``, ``"token"`` or ``"position"``.
-        structure: How much of the matrix is kept: ``"diagonal"`` or ``"grouped"``.
+        structure: How much of the matrix is kept: the canonical text of a spec, for instance
+            ``"diagonal"`` or ``"kfac(sharing=reduce)"``.
         likelihood: Name of the likelihood, for instance ``"causal-lm"``.
         draws: Label draws per example; matters for ``"mc"`` only.
         seed: Seed that keys the sampled labels.

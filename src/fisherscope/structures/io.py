@@ -13,6 +13,7 @@ from fisherscope.errors import StoreError
 from fisherscope.structures.fisher import Fisher
 from fisherscope.structures.folder import find_folder, write_folder
 from fisherscope.structures.identity import Identity
+from fisherscope.structures.layout import BlockLayout
 from fisherscope.structures.ledger import Ledger
 from fisherscope.structures.manifest import described_by, read_json, seal, unseal, write_json
 from fisherscope.structures.shards import read_tensors, write_tensors
@@ -92,6 +93,8 @@ def _fill(fisher: Fisher, folder: Path, max_shard_size: int | str) -> None:
         "skipped": fisher.skipped,
         "halves": fisher.halves is not None,
     }
+    if fisher.layout:
+        content["layout"] = [block.to_json() for block in fisher.layout]
     seal(folder, MANIFEST, content)
 
 
@@ -108,12 +111,16 @@ def _rebuild(content: dict[str, Any], folder: Path) -> Fisher:
     sums = read_tensors(folder, "sums")
     identity = Identity.from_json(content["identity"])
     halves = (_read(folder / "half-0"), _read(folder / "half-1")) if content["halves"] else None
+    layout = tuple(BlockLayout.from_json(block) for block in content.get("layout", ()))
+    # Files have no order: sums by parameter come back in the model's, others by their keys'.
+    order = sorted(sums) if layout else identity.parameters
     return Fisher.of_structure(content["structure"])(
         identity=identity,
-        sums={name: sums[name] for name in identity.parameters},
+        sums={key: sums[key] for key in order},
         ledger=Ledger(ids=tuple(ledger["ids"]), tensors=tuple(ledger["tensors"]), **arrays),
         coverage=content["coverage"],
         n_units=content["n_units"],
         halves=halves,
         skipped=tuple(content["skipped"]),
+        layout=layout,
     )

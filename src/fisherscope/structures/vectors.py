@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from fisherscope.errors import ParameterError
@@ -34,27 +35,107 @@ def total(*factors: Tensor, function: Callable[[Tensor], Tensor] | None = None) 
     return math.fsum(parts)
 
 
-def check_vector(v: Mapping[str, Tensor], parameters: Mapping[str, tuple[int, ...]]) -> None:
+def check_vector(
+    v: Mapping[str, Tensor], parameters: Mapping[str, tuple[int, ...]], *, batch: bool = False
+) -> tuple[int, ...]:
     """Make sure that a vector in parameter space fits the parameters.
 
     Args:
         v: Parameter name to tensor; parameters that are absent count as zero.
         parameters: Names and shapes of the Fisher's parameters.
+        batch: Whether a batch of vectors along one more, leading dimension is fine too.
+            Default: ``False``.
+
+    Returns:
+        The shape of the batch: ``()``, or ``(n,)``.
 
     Raises:
         ParameterError: If a name is not covered or a shape is wrong.
     """
+    lead: tuple[int, ...] | None = None
     for name, tensor in v.items():
         if name not in parameters:
             raise ParameterError(
                 f"{name!r} is not covered by this Fisher ({len(parameters)} tensors, the first "
                 f"{next(iter(parameters), None)!r}). Leave it out, or estimate with it."
             )
-        if tuple(tensor.shape) != parameters[name]:
+        shape, expected = tuple(tensor.shape), parameters[name]
+        own = shape[: len(shape) - len(expected)] if batch else ()
+        if shape != own + expected or len(own) > 1:
+            raise ParameterError(f"{name!r} has shape {shape}, but the parameter has {expected}.")
+        if lead not in {None, own}:
             raise ParameterError(
-                f"{name!r} has shape {tuple(tensor.shape)}, but the parameter has "
-                f"{parameters[name]}."
+                f"{name!r} has shape {shape}, so a batch of {own}, but {next(iter(v))!r} has one "
+                f"of {lead}: give every tensor the same number of vectors."
             )
+        lead = own
+    return lead or ()
+
+
+def flatten(v: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
+    """Lay tensors one after another.
+
+    Args:
+        v: Name to tensor, all with the same batch dimensions before the shape.
+        shapes: Names in order, with the shapes without batch.
+
+    Returns:
+        ``[..., p]``, each tensor row-major.
+    """
+    parts = []
+    for name, shape in shapes.items():
+        lead = v[name].shape[: v[name].ndim - len(shape)]
+        parts.append(v[name].reshape(*lead, math.prod(shape)))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def unflatten(x: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Undo :func:`flatten`.
+
+    Args:
+        x: ``[..., p]``.
+        shapes: Names in order, with their shapes.
+
+    Returns:
+        Name to a view of ``x``, shaped ``[..., *shape]``.
+    """
+    parts = x.split([math.prod(shape) for shape in shapes.values()], -1)
+    return {
+        name: part.reshape(*x.shape[:-1], *shape)
+        for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }
+
+
+def sampler(n: int, seed: int) -> torch.Generator:
+    """Where a sample's random numbers come from.
+
+    Args:
+        n: Number of vectors wanted.
+        seed: Seed.
+
+    Returns:
+        A generator of its own, so that the global one stays as it is.
+
+    Raises:
+        ParameterError: If the number or the seed is not a whole number in range.
+    """
+    for name, value, least in (("n", n, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ParameterError(f"{name}={value!r} must be a whole number of at least {least}.")
+    return torch.Generator().manual_seed(seed)
+
+
+def check_damping(damping: float) -> None:
+    """Make sure that damping is usable.
+
+    Args:
+        damping: Number to add to the diagonal.
+
+    Raises:
+        ParameterError: If it is negative or not finite.
+    """
+    if not (math.isfinite(damping) and damping >= 0):
+        raise ParameterError(f"damping={damping!r} must be a finite number of at least 0.")
 
 
 def damp(name: str, diagonal: Tensor, damping: float) -> Tensor:
@@ -69,10 +150,10 @@ def damp(name: str, diagonal: Tensor, damping: float) -> Tensor:
         A new tensor of positive entries.
 
     Raises:
-        ParameterError: If the damping is negative or not finite, or if zeros remain.
+        ParameterError: If zeros remain. If the damping is negative or not finite,
+            :func:`check_damping` says so.
     """
-    if not (math.isfinite(damping) and damping >= 0):
-        raise ParameterError(f"damping={damping!r} must be a finite number of at least 0.")
+    check_damping(damping)
     damped = diagonal + damping
     if zeros := int((damped == 0).sum()):
         raise ParameterError(

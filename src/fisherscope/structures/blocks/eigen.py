@@ -1,0 +1,176 @@
+"""Fitted eigenvalues in a Kronecker-factored eigenbasis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import ClassVar, Self, cast
+
+import torch
+from torch import Tensor
+
+from fisherscope.errors import ParameterError
+from fisherscope.structures.blocks.block import BlockMatrix
+from fisherscope.structures.blocks.kronecker import FactoredBlock, factor_prefixes
+from fisherscope.structures.blocks.views import Shapes
+from fisherscope.structures.factors import piece_keys
+from fisherscope.structures.layout import BlockLayout
+from fisherscope.structures.vectors import total
+
+
+class EigenBlock(FactoredBlock):
+    r"""The matrix :math:`Q \,\mathrm{diag}(\mathrm{vec} \Lambda) Q^T`, :math:`Q = Q_G \otimes Q_A`.
+
+    Source: George et al. (2018).
+    """
+
+    kind: ClassVar[str] = "eigen"
+
+    @staticmethod
+    def keys(layout: BlockLayout, sums: Mapping[str, Tensor]) -> list[str]:
+        """The eigenvalues and both factors' eigenvectors.
+
+        Args:
+            layout: The block.
+            sums: The Fisher's sums.
+
+        Returns:
+            The keys.
+        """
+        return [f"{layout.names[0]}:eigenvalues", *EigenBlock.basis_keys(layout, sums)]
+
+    @staticmethod
+    def basis_keys(layout: BlockLayout, sums: Mapping[str, Tensor]) -> list[str]:
+        """Both factors' eigenvectors.
+
+        Args:
+            layout: The block.
+            sums: The Fisher's sums.
+
+        Returns:
+            The keys.
+        """
+        return [key for prefix in factor_prefixes(layout) for key in piece_keys(prefix, sums)]
+
+    @classmethod
+    def check(cls, layout: BlockLayout, sums: Mapping[str, Tensor], parameters: Shapes) -> None:
+        """Compare eigenvectors and eigenvalues with the matrix view.
+
+        Args:
+            layout: The block.
+            sums: The Fisher's sums.
+            parameters: Names and shapes.
+
+        Raises:
+            ParameterError: If one doesn't fit.
+        """
+        super().check(layout, sums, parameters)
+        key, shape = f"{layout.names[0]}:eigenvalues", cls.view_of(layout, parameters).shape
+        if tuple(sums[key].shape) != shape:
+            raise ParameterError(
+                f"sums[{key!r}] has shape {tuple(sums[key].shape)}, but the block {layout} has "
+                f"{shape}."
+            )
+
+    @cached_property
+    def _bases(self):
+        gradients, inputs = factor_prefixes(self.layout)
+        return self.factors[gradients], self.factors[inputs]
+
+    @property
+    def _values(self) -> Tensor:
+        return self.sums[f"{self.layout.names[0]}:eigenvalues"]
+
+    def means(self, denominator: float) -> dict[str, Tensor]:
+        """The eigenvalues, divided, and the eigenvectors.
+
+        Args:
+            denominator: What to divide by.
+
+        Returns:
+            Key to new tensor.
+        """
+        values = {f"{self.layout.names[0]}:eigenvalues": self._values / denominator}
+        basis = self.basis_keys(self.layout, self.sums)
+        return values | {key: self.sums[key].clone() for key in basis}
+
+    def diagonal(self) -> Tensor:
+        r"""The diagonal :math:`Q_G^{\circ 2} \Lambda (Q_A^{\circ 2})^T`.
+
+        Returns:
+            float64 ``[out, in]``.
+        """
+        gradients, inputs = self._bases
+        return inputs.square().T.before(gradients.square().after(self._values))
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """The product with vectors.
+
+        Args:
+            x: ``[..., out, in]``.
+
+        Returns:
+            float64 ``[..., out, in]``.
+        """
+        return self.unrotate(self.rotate(x) * self._values)
+
+    def spectrum(self) -> Tensor:
+        """The fitted eigenvalues.
+
+        Returns:
+            ``[out, in]``.
+        """
+        return self._values
+
+    def nullity(self) -> int:
+        """Eigenvalues that a rotation of zero would leave.
+
+        Returns:
+            The count of those below ``p * eps**2`` times the largest: they are squares of
+            rotated scores, so rounding enters squared.
+        """
+        values = self._values
+        eps = torch.finfo(values.dtype).eps
+        return int((values <= values.numel() * eps**2 * values.max()).sum())
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Coordinates along the eigenvectors.
+
+        Args:
+            x: ``[..., out, in]``.
+
+        Returns:
+            float64 ``[..., out, in]``.
+        """
+        gradients, inputs = self._bases
+        return inputs.before(gradients.T.after(x))
+
+    def unrotate(self, x: Tensor) -> Tensor:
+        """Undo :meth:`rotate`.
+
+        Args:
+            x: ``[..., out, in]``.
+
+        Returns:
+            float64 ``[..., out, in]``.
+        """
+        gradients, inputs = self._bases
+        return inputs.T.before(gradients.after(x))
+
+    def inner(self, other: BlockMatrix) -> float:
+        r"""The Frobenius inner product, also between different bases.
+
+        With :math:`U = Q^T Q'` of each factor it is
+        :math:`\langle \Lambda, U_G^{\circ 2} \Lambda' (U_A^{\circ 2})^T \rangle`.
+
+        Args:
+            other: A block of the same layout.
+
+        Returns:
+            The inner product.
+        """
+        theirs = cast(Self, other)
+        gradients, inputs = (
+            a.T.times(b).square() for a, b in zip(self._bases, theirs._bases, strict=True)
+        )
+        return total(self._values, inputs.T.before(gradients.after(theirs._values)))
