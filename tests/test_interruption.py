@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fisherscope as fs
-from fisherscope import passes
+from fisherscope import passes as room
 from oracles import models, rows
 from oracles.runs import Stop, estimate, passes, poisoned, same, stop_at
 
@@ -28,7 +28,7 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("name", ["bert-mlm", "layerscale"])
 def test_resumes_where_it_was_interrupted(monkeypatch, tmp_path, name, structure, options, error):
-    monkeypatch.setattr(passes, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(room, "CHECKPOINT_SECONDS", 0.0)
     options = {**options, "structure": structure, "batch_size": 1}
     case = models.fresh(name)
     place = tmp_path / "state"
@@ -108,7 +108,7 @@ def test_an_interrupt_that_does_not_wait(tmp_path, checkpoint):
 
 # Would catch: halves that share one state.
 def test_resumes_within_halves(monkeypatch, tmp_path):
-    monkeypatch.setattr(passes, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(room, "CHECKPOINT_SECONDS", 0.0)
     case = models.fresh("mlp")
     options = {"batch_size": 1, "halves": True}
     whole = estimate(models.case("mlp"), case.rows, **options)
@@ -173,7 +173,7 @@ def test_an_empty_folder_is_a_place_for_the_state(tmp_path):
 
 # Would catch: a skipped example tried again (or counted twice) after an interruption.
 def test_skipped_examples_stay_skipped_when_resuming(monkeypatch, tmp_path):
-    monkeypatch.setattr(passes, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(room, "CHECKPOINT_SECONDS", 0.0)
     case = models.fresh("mlp")
     data = poisoned(case, {"row-0"})
     options = {"on_nonfinite": "skip", "batch_size": 1, "checkpoint": tmp_path / "state"}

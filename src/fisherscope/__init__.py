@@ -33,16 +33,31 @@ from fisherscope.errors import (
 from fisherscope.estimation import estimate
 from fisherscope.planning import Plan, plan
 from fisherscope.preparation import VERSION as __version__
+from fisherscope.specs import EKFAC, KFAC, Block, Dense
 from fisherscope.store import FisherStore
-from fisherscope.structures import DiagonalFisher, Fisher, FisherEMA, GroupedFisher, load
+from fisherscope.structures import (
+    BlockFisher,
+    DenseFisher,
+    DiagonalFisher,
+    EKFACFisher,
+    Fisher,
+    FisherEMA,
+    GroupedFisher,
+    KFACFisher,
+    load,
+)
 
 __all__ = [
     # estimates
+    "BlockFisher",
+    "DenseFisher",
     "DiagonalFisher",
+    "EKFACFisher",
     "Fisher",
     "FisherEMA",
     "FisherStore",
     "GroupedFisher",
+    "KFACFisher",
     "Plan",
     "estimate",
     "load",
@@ -67,6 +82,11 @@ __all__ = [
     "overlap",
     "similarity",
     "top_coordinates",
+    # structures
+    "Block",
+    "Dense",
+    "EKFAC",
+    "KFAC",
     # settings
     "DEFAULTS",
     "FisherConfig",

@@ -119,7 +119,8 @@ def same_bits(a: Fisher, b: Fisher) -> bool:
         type(a) is type(b)
         and a.identity == b.identity
         and list(a.identity.parameters) == list(b.identity.parameters)
-        and list(a.sums) == list(b.sums)
+        and (set if a.layout else list)(a.sums) == (set if b.layout else list)(b.sums)
+        and a.layout == b.layout
         and all(
             a.sums[n].dtype == b.sums[n].dtype and torch.equal(a.sums[n], b.sums[n]) for n in a.sums
         )

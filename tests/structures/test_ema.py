@@ -8,6 +8,7 @@ from fisherscope.defaults import DEFAULTS
 from fisherscope.errors import IdentityError, ParameterError, StoreError
 from fisherscope.structures import FisherEMA
 from structures.fishers import SHAPES, build, scores
+from structures.matrices import make
 
 STEPS = [
     build(scores([f"{i}{j}" for j in "abc"], seed=i), model_fingerprint=str(i), seed=i)
@@ -130,3 +131,9 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path):
     manifest.write_text(json.dumps({**body, "steps": 2}))
     with pytest.raises(StoreError, match="changed after"):
         FisherEMA.load(tmp_path / "ema")
+
+
+def test_blocks_are_not_averaged():
+    # Catches: the mean of factors passing for the factors of a mean.
+    with pytest.raises(ParameterError, match="not 'kfac'"):
+        FisherEMA().update(make("kfac joint"))

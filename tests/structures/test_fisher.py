@@ -99,7 +99,8 @@ def test_shared_examples_raise_also_among_the_skipped():
 
 
 def test_unlike_fishers_do_not_add():
-    # Catches: combining across models, structures or parameters.
+    # Catches: combining across models, structures or parameters, and groups that broadcast to
+    # an outer sum.
     one = build(scores("ab"))
     with pytest.raises(IdentityError, match="model_fingerprint is 'm' and 'n'"):
         one + build(scores("cd"), model_fingerprint="n")
@@ -107,6 +108,10 @@ def test_unlike_fishers_do_not_add():
         one + build(scores("cd"), structure="grouped")
     with pytest.raises(IdentityError, match="'a.bias' is"):
         one + build(scores("cd", shapes={"a.weight": (3, 4)}))
+    rows, columns = (build(scores(ids), structure="grouped") for ids in ("ab", "cd"))
+    turned = {**columns.sums, "square.weight": columns.sums["square.weight"].T.contiguous()}
+    with pytest.raises(IdentityError, match=r"'square.weight' is grouped as \(1, 4\)"):
+        rows + dataclasses.replace(columns, sums=turned)
     with pytest.raises(ParameterError, match="dict"):
         one + {}  # pyright: ignore
 
@@ -149,8 +154,8 @@ def test_inconsistent_parts_are_refused():
         dataclasses.replace(
             fisher, identity=dataclasses.replace(fisher.identity, structure="grouped")
         )
-    with pytest.raises(ParameterError, match="'kfac'.*'diagonal'"):
-        Fisher.of_structure("kfac")
+    with pytest.raises(ParameterError, match="'hessian'.*'diagonal'"):
+        Fisher.of_structure("hessian")
 
 
 def test_frame_has_a_row_per_tensor_with_its_uncertainty():

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from fisherscope.errors import StoreError
 from fisherscope.structures import load, save
 from fisherscope.structures.manifest import _checksum
 from structures.fishers import build, same_bits, scores
+from structures.matrices import BLOCKWISE, make
 
 OF = scores("abcdef", draws=2)
 FISHER = build(OF, fisher_type="mc", halves=([0, 1, 2], [3, 4, 5]), skipped=("x",))
@@ -295,3 +297,39 @@ def test_a_link_is_followed(tmp_path, saved):
     save(OTHER, tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert same_bits(load(saved), OTHER)
+
+
+@pytest.mark.parametrize("case", BLOCKWISE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_blocks_come_back_bit_by_bit(tmp_path, case, dtype):
+    # Catches: a lost layout, factors under other names, a number of rows rounded to float32.
+    one, two = make(case, dtype=dtype, ids="abc"), make(case, dtype=dtype, ids="de")
+    fisher = dataclasses.replace(one + two, halves=(one, two))
+    fisher.save(tmp_path / "f")
+    again = load(tmp_path / "f")
+    assert same_bits(again, fisher)
+    assert again.layout == fisher.layout
+    assert again.halves is not None and again.halves[1].layout == two.layout
+    v = {n: torch.ones(s) for n, s in fisher.identity.parameters.items()}
+    solved, expected = again.solve(v, damping=0.1), fisher.solve(v, damping=0.1)
+    assert all(torch.equal(solved[n], t) for n, t in expected.items())
+
+
+def test_layouts_that_do_not_fit_their_sums_are_not_loaded(tmp_path):
+    # Catches: another program's layout read as ours.
+    fisher = make("kfac joint")
+    fisher.save(tmp_path / "f")
+    body = json.loads((tmp_path / "f" / "fisher.json").read_text())
+    assert body["format_version"] == 1
+    for layout in ([], [{**body["layout"][0], "kind": "full"}], [{"names": ["linear"]}], 3):
+        rewrite(tmp_path / "f", layout=layout)
+        with pytest.raises(StoreError, match=r"fisher\.json"):
+            load(tmp_path / "f")
+    rewrite(tmp_path / "f", layout=body["layout"])
+    assert same_bits(load(tmp_path / "f"), fisher)
+
+
+def test_fishers_without_blocks_are_written_as_before(saved):
+    # Catches: folders that an earlier version can't read for no reason.
+    assert "layout" not in json.loads((saved / "fisher.json").read_text())
+    assert load(saved).layout == ()

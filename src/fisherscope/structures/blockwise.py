@@ -211,7 +211,7 @@ class BlockwiseFisher(Fisher):
                     dtype = torch.promote_types(dtype, other)
                 filled = {
                     name: host[name].to(dtype) if name in host
-                    else torch.zeros(*lead, *shape, dtype=dtype)
+                    else torch.zeros((*lead, *shape), dtype=dtype)
                     for name, shape in shapes.items()
                 }  # fmt: skip
                 yield block, block.view.join(filled)

@@ -65,5 +65,6 @@ class FisherOperator(LinearOperator):
     def _matvec(self, x: np.ndarray) -> np.ndarray:
         return self._matmat(x.reshape(-1))
 
-    def _adjoint(self) -> LinearOperator:
-        return self
+    # The matrix is symmetric.
+    _rmatmat = _matmat
+    _rmatvec = _matvec

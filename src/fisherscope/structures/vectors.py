@@ -85,7 +85,7 @@ def flatten(v: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> T
     parts = []
     for name, shape in shapes.items():
         lead = v[name].shape[: v[name].ndim - len(shape)]
-        parts.append(v[name].reshape(*lead, math.prod(shape)))
+        parts.append(v[name].reshape((*lead, math.prod(shape))))
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
@@ -101,7 +101,7 @@ def unflatten(x: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Ten
     """
     parts = x.split([math.prod(shape) for shape in shapes.values()], -1)
     return {
-        name: part.reshape(*x.shape[:-1], *shape)
+        name: part.reshape((*x.shape[:-1], *shape))
         for (name, shape), part in zip(shapes.items(), parts, strict=True)
     }
 
