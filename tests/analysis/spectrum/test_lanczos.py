@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.spectrum.matrices import N, NAMES, SPECTRA, Watched, basis, matrix, symmetric
+from analysis.spectrum.matrices import NAMES, SPECTRA, N, Watched, basis, matrix, symmetric
 from fisherscope.analysis.spectrum.lanczos import tridiagonalise
 from fisherscope.analysis.spectrum.operand import Operand
 
@@ -50,12 +50,15 @@ def test_the_basis_stays_orthonormal(name):
 
 
 def test_an_operator_of_low_rank_has_no_ghosts():
-    # Would catch: a run that goes on in the rounding errors of a closed subspace.
+    # Would catch: a run that goes on in the rounding errors of a closed subspace without
+    # orthogonalising them, which brings the largest eigenvalues back as copies.
     for found in _run(matrix("low_rank"), 40)[1]:
+        nodes, weights = found.quadrature()
         assert found.closed
-        assert len(found.diagonal) == 6  # five, and zero
-        nodes = np.linalg.eigvalsh(_t(found))
-        np.testing.assert_allclose(nodes, [0, 1, 2, 3, 4, 5], atol=1e-12)
+        assert len(nodes) <= 8
+        np.testing.assert_allclose(nodes[-5:], [1, 2, 3, 4, 5], atol=1e-12)
+        np.testing.assert_allclose(nodes[:-5], 0, atol=1e-12)
+        assert weights[:-5].sum() > 0.9
 
 
 # Would catch: a last step that is left out, or one that goes past the whole space.
@@ -75,11 +78,12 @@ def test_starts_that_close_early_leave_the_others_alone():
     long = np.random.default_rng(1).standard_normal(N)
     starts = np.column_stack([q[:, 3], long, q[:, 0] + q[:, 7]])
     _, (one, whole, two) = _run(a, 20, starts)
-    assert [len(f.diagonal) for f in (one, whole, two)] == [1, 20, 2]
-    assert one.closed and two.closed and not whole.closed
+    assert len(one.diagonal) == 1 and one.closed
+    assert len(whole.diagonal) == 20 and not whole.closed
     np.testing.assert_allclose(one.quadrature()[0], SPECTRA["flat"][3])
-    np.testing.assert_allclose(two.quadrature()[0], SPECTRA["flat"][[7, 0]])
-    np.testing.assert_allclose(two.quadrature()[1], [0.5, 0.5])
+    nodes, weights = two.quadrature()
+    np.testing.assert_allclose(nodes[weights > 1e-12], SPECTRA["flat"][[7, 0]])
+    np.testing.assert_allclose(weights[weights > 1e-12], [0.5, 0.5])
     _, (alone,) = _run(a, 20, long[:, None])
     np.testing.assert_allclose(alone.diagonal, whole.diagonal, atol=1e-13)
 

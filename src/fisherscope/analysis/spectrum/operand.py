@@ -35,8 +35,8 @@ class Operand(LinearOperator):
 
     def _matmat(self, X: np.ndarray) -> np.ndarray:
         product = np.empty((self.n, X.shape[1]))
-        for start in range(0, X.shape[1], self.block_size):
-            block = X[:, start : start + self.block_size]
+        for at in self.blocks(X.shape[1]):
+            block = X[:, at.start : at.stop]
             found = np.asarray(self._operator.matmat(block))
             if found.shape != block.shape:
                 raise ParameterError(
@@ -48,9 +48,21 @@ class Operand(LinearOperator):
                     "operator: a product with finite vectors holds NaN or infinite values; look "
                     "at the weights and data that it was made of"
                 )
-            product[:, start : start + self.block_size] = found
+            product[:, at.start : at.stop] = found
         self.products += X.shape[1]
         return product
+
+    def blocks(self, count: int) -> list[range]:
+        """Cut a number of vectors into the widest products allowed.
+
+        Args:
+            count: Number of vectors.
+
+        Returns:
+            Consecutive ranges that cover 0 to ``count``.
+        """
+        size = self.block_size
+        return [range(i, min(i + size, count)) for i in range(0, count, size)]
 
     def dense(self) -> np.ndarray:
         """The whole matrix, by n products.

@@ -59,13 +59,8 @@ def effective_rank(
         moments = np.array([np.trace(matrix), (matrix**2).sum()])
         return _exact(name, moments, _participation, operand.products, n)
     split = deflate(operand, products, seed)
-    samples = np.stack(
-        [
-            split.trace + (split.vectors * split.images).sum(0),
-            split.square + (split.images**2).sum(0),
-        ],
-        axis=1,
-    )
+    moments = [split.trace + split.forms, split.square + split.squares]
+    samples = np.stack(moments, axis=1)
     found = sampled(
         name, "hutch++", samples, statistic=_participation, products=operand.products, n=n
     )

@@ -80,6 +80,7 @@ def sampled(
     *,
     products: int,
     n: int,
+    variance: float | None = None,
     coarse: np.ndarray | None = None,
     statistic: Statistic | None = None,
 ) -> SpectralEstimate:
@@ -91,6 +92,8 @@ def sampled(
         samples: [vectors], or [vectors, quantities] with a ``statistic``.
         products: Products used.
         n: Size of the operator.
+        variance: Of the mean, where the samples are not independent. Default: ``None``, their
+            own over their number.
         coarse: The same samples from half of the steps. Default: ``None``, no steps.
         statistic: Function of the means, [..., quantities] to [...]; value and standard error
             are its jackknife (Efron and Stein, 1981). Default: ``None``, the mean itself.
@@ -99,6 +102,7 @@ def sampled(
         The estimate; ``"not_converged"`` where the steps matter more than the vectors.
     """
     value, error = _jackknife(samples, statistic)
+    error = error if variance is None else math.sqrt(variance)
     truncation = 0.0 if coarse is None else abs(value - _jackknife(coarse, statistic)[0])
     converged = truncation <= max(error, _ROUNDING * abs(value))
     return SpectralEstimate(
