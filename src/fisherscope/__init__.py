@@ -31,6 +31,7 @@ from fisherscope.errors import (
     TaskError,
 )
 from fisherscope.estimation import estimate
+from fisherscope.naming import Layers, layers
 from fisherscope.planning import Plan, plan
 from fisherscope.preparation import VERSION as __version__
 from fisherscope.store import FisherStore
@@ -70,6 +71,8 @@ __all__ = [
     # settings
     "DEFAULTS",
     "FisherConfig",
+    "Layers",
+    "layers",
     "__version__",
     # errors
     "ConfigError",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from fisherscope.naming import Selection
 
 Structure = Literal["diagonal", "grouped"]
 FisherType = Literal["empirical", "mc"]
@@ -22,7 +23,8 @@ class FisherConfig:
             (drawn from the model).
         unit: What counts as one independent observation: ``"example"``, ``"token"``
             or ``"position"``.
-        parameters: Glob pattern or patterns over parameter names; ``None`` takes all.
+        parameters: Globs, regular expressions, layer ranges or predicates, see
+            :func:`fisherscope.engine.selection.select`; ``None`` takes all.
         likelihood: ``"auto"``, ``"causal-lm"``, ``"masked-lm"``, ``"classification"``
             or ``"regression"``.
         draws: Label draws per example; used by ``"mc"`` only.
@@ -37,7 +39,7 @@ class FisherConfig:
     structure: Structure = "diagonal"
     fisher_type: FisherType = "empirical"
     unit: Unit = "example"
-    parameters: str | Sequence[str] | None = None
+    parameters: Selection = None
     likelihood: str = "auto"
     draws: int = 1
     seed: int = 0

@@ -20,6 +20,7 @@ from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, OnNonFinite
 from fisherscope.engine.sweep import Sweep
 from fisherscope.errors import IdentityError, NonFiniteError
 from fisherscope.interruption import whole_batches
+from fisherscope.naming import Selection
 from fisherscope.preparation import Prepared, settled
 from fisherscope.structures import Fisher, Ledger, load
 from fisherscope.structures.accumulate import Accumulator
@@ -35,7 +36,7 @@ def estimate(
     structure: Structure = DEFAULTS.structure,
     fisher_type: FisherType = DEFAULTS.fisher_type,
     unit: Unit = DEFAULTS.unit,
-    parameters: str | Sequence[str] | None = DEFAULTS.parameters,
+    parameters: Selection = DEFAULTS.parameters,
     likelihood: str = DEFAULTS.likelihood,
     draws: int = DEFAULTS.draws,
     seed: int = DEFAULTS.seed,
@@ -68,7 +69,10 @@ def estimate(
             ``"position"`` (:math:`\sum_t g_t^2 a_t^2` at each layer, the KFAC-expand
             approximation; a parameter on the slow path counts as one position per example).
             Default: ``"example"``.
-        parameters: Glob or globs over whole parameter names. Default: ``None``, all.
+        parameters: Which parameters, one or several of: a glob over whole names
+            (``"*.mlp.*"``); a compiled regular expression, searched in the name;
+            :func:`fisherscope.layers`; a predicate ``(name, parameter) -> bool``. In text
+            ``"re:…"`` and ``"layers[3:7]"``. Default: ``None``, all.
         likelihood: ``"auto"``, ``"causal-lm"``, ``"masked-lm"``, ``"classification"`` or
             ``"regression"`` (unit variance). Default: ``"auto"``, from the model's class.
         draws: Label draws per example for ``"mc"``. Default: 1.

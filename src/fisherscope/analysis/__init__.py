@@ -1,6 +1,5 @@
 """From Fishers to answers, changing nothing: importance, similarity, masks, damage."""
 
-from fisherscope.analysis.address import address, addresses
 from fisherscope.analysis.concentration import Concentration, concentration
 from fisherscope.analysis.damage import Damage, damage
 from fisherscope.analysis.descent import descent_step
@@ -16,8 +15,6 @@ __all__ = [
     "Overlap",
     "Similarity",
     "TopCoordinates",
-    "address",
-    "addresses",
     "concentration",
     "damage",
     "descent_step",
