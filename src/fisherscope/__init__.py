@@ -5,8 +5,10 @@ from fisherscope.analysis import (
     Damage,
     Importance,
     Overlap,
+    RecycledComparison,
     Similarity,
     TopCoordinates,
+    compare_recycled,
     concentration,
     damage,
     descent_step,
@@ -34,6 +36,7 @@ from fisherscope.estimation import estimate
 from fisherscope.naming import Layers, layers
 from fisherscope.planning import Plan, plan
 from fisherscope.preparation import VERSION as __version__
+from fisherscope.recycling import SquaredGradients, from_optimizer
 from fisherscope.store import FisherStore
 from fisherscope.structures import DiagonalFisher, Fisher, FisherEMA, GroupedFisher, load
 
@@ -45,7 +48,9 @@ __all__ = [
     "FisherStore",
     "GroupedFisher",
     "Plan",
+    "SquaredGradients",
     "estimate",
+    "from_optimizer",
     "load",
     "plan",
     # data
@@ -58,8 +63,10 @@ __all__ = [
     "Damage",
     "Importance",
     "Overlap",
+    "RecycledComparison",
     "Similarity",
     "TopCoordinates",
+    "compare_recycled",
     "concentration",
     "damage",
     "descent_step",
