@@ -15,7 +15,7 @@ from fisherscope.analysis.agreement import Metric, Vector, agreement, chance
 from fisherscope.errors import IdentityError, ParameterError
 from fisherscope.recycling import SquaredGradients
 from fisherscope.results import Result
-from fisherscope.structures import DiagonalFisher
+from fisherscope.structures import Fisher
 from fisherscope.structures.fisher import Per
 
 Outcome = Literal["ok", "no_halves", "zero"]
@@ -80,7 +80,7 @@ class RecycledComparison(Result):
 
 def compare_recycled(
     recycled: SquaredGradients,
-    fisher: DiagonalFisher,
+    fisher: Fisher,
     *,
     per: Per = "unit",
     k_fraction: float = 0.01,
@@ -164,7 +164,7 @@ def _metrics(a: Vector, b: Vector, halves: list[Vector], parts: list[slice]) -> 
     }
 
 
-def _check(recycled: SquaredGradients, fisher: DiagonalFisher) -> None:
+def _check(recycled: SquaredGradients, fisher: Fisher) -> None:
     shapes = {name: tuple(v.shape) for name, v in recycled.accumulated.items()}
     lacking = [
         f"{name!r} ({recycled.missing.get(name, 'not asked for')})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -102,8 +103,10 @@ def selectors(selection: Selection) -> list[Selector]:
         ParameterError: If there is none, if one is of no known kind, or if a regular
             expression is broken.
     """
-    several = isinstance(selection, Sequence) and not isinstance(selection, str)
-    found = [_read(one) for one in (selection if several else [selection])]
+    if isinstance(selection, Sequence) and not isinstance(selection, str):
+        found = [_read(one) for one in selection]
+    else:
+        found = [_read(selection)]
     if not found:
         raise ParameterError(
             f"parameters={selection!r} selects nothing: leave it out (None) to take all"
@@ -144,7 +147,7 @@ def described(selector: Selector) -> str:
     return repr(_write(selector))
 
 
-def _read(one: object) -> Selector:
+def _read(one: Any) -> Selector:
     if isinstance(one, str):
         return _read_text(one)
     if isinstance(one, re.Pattern) and isinstance(one.pattern, str):
