@@ -217,10 +217,12 @@ def test_asking_for_less_changes_nothing():
 def test_drawn_labels_need_no_labels_and_do_not_look_at_them():
     case = models.case("mlp")
     x = torch.stack([row.inputs["0"] for row in case.rows])
+    # A name taken from the content would differ with the labels, and names key the draws.
+    inputs = {"0": x, "id": [row.id for row in case.rows]}
     options = {"fisher_type": "mc", "likelihood": "classification", "progress": False}
-    bare = fs.estimate(case.model, x, **options)
+    bare = fs.estimate(case.model, inputs, **options)
     for labels in (torch.zeros(6, dtype=torch.long), torch.arange(6) % 4):
-        labelled = fs.estimate(case.model, (x, labels), **options)
+        labelled = fs.estimate(case.model, {**inputs, "labels": labels}, **options)
         assert all(torch.equal(labelled.sums[n], bare.sums[n]) for n in bare.sums)
     with pytest.raises(fs.DataError, match="no labels"):
         fs.estimate(case.model, x, likelihood="classification", progress=False)
@@ -271,6 +273,52 @@ def test_tensors_and_loaders_give_the_same_as_examples():
     expected = brute.reference("mlp", "example")[0]
     for data in ((x, y), DataLoader(TensorDataset(x, y), batch_size=4)):
         compare(fs.estimate(case.model, data, progress=False).sums, expected)
+
+
+def loader(name, *, shuffled=None, size=2):
+    """Batches of raw rows, without ids, padded as far as each batch needs."""
+    data = rows.examples(models.case(name).rows)
+    g = None if shuffled is None else torch.Generator().manual_seed(shuffled)
+
+    def collate(some):
+        width = max(e.length for e in some)
+        pad = lambda t, fill: torch.nn.functional.pad(t, (0, width - len(t)), value=fill)  # noqa: E731
+        return {
+            "input_ids": torch.stack([pad(e.inputs["input_ids"], 0) for e in some]),
+            "labels": torch.stack([pad(e.labels, -100) for e in some]),
+            "attention_mask": torch.stack([
+                pad(torch.ones(e.length, dtype=torch.long), 0) for e in some
+            ]),
+        }
+
+    return DataLoader(data, batch_size=size, shuffle=g is not None, generator=g, collate_fn=collate)  # type: ignore[arg-type]
+
+
+# Would catch: examples without ids named by order of arrival, so that a shuffling loader draws
+# other labels in every run.
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_shuffling_loader_changes_nothing(options):
+    model = models.case("gpt2").model
+    one = fs.estimate(model, loader("gpt2"), progress=False, **options)
+    for seed, size in ((0, 2), (1, 3)):
+        data = loader("gpt2", shuffled=seed, size=size)
+        same(fs.estimate(model, data, progress=False, **options), one)
+
+
+# Would catch: names that begin at "0" in every call, so that estimates from raw batches cannot be
+# added, or that never collide, so that the same example counts twice without a word.
+def test_estimates_from_raw_batches_add_up():
+    case = models.case("mlp")
+    x = torch.stack([row.inputs["0"] for row in case.rows])
+    y = torch.stack([row.labels for row in case.rows])
+
+    def of(some):
+        return fs.estimate(case.model, (x[some], y[some]), fisher_type="mc", progress=False)
+
+    first, second = of(slice(0, 2)), of(slice(2, None))
+    same(first + second, of(slice(None)))
+    with pytest.raises(fs.IdentityError, match=r"1 example ids .* twice.*column \"id\""):
+        first + of(slice(1, 3))
 
 
 def test_progress_is_shown_only_when_wanted(capfd):

@@ -5,8 +5,10 @@ from fisherscope.analysis import (
     Damage,
     Importance,
     Overlap,
+    RecycledComparison,
     Similarity,
     TopCoordinates,
+    compare_recycled,
     concentration,
     damage,
     descent_step,
@@ -31,8 +33,10 @@ from fisherscope.errors import (
     TaskError,
 )
 from fisherscope.estimation import estimate
+from fisherscope.naming import Layers, layers
 from fisherscope.planning import Plan, plan
 from fisherscope.preparation import VERSION as __version__
+from fisherscope.recycling import SquaredGradients, from_optimizer
 from fisherscope.specs import EKFAC, KFAC, Block, Dense
 from fisherscope.store import FisherStore
 from fisherscope.structures import (
@@ -59,7 +63,9 @@ __all__ = [
     "GroupedFisher",
     "KFACFisher",
     "Plan",
+    "SquaredGradients",
     "estimate",
+    "from_optimizer",
     "load",
     "plan",
     # data
@@ -72,8 +78,10 @@ __all__ = [
     "Damage",
     "Importance",
     "Overlap",
+    "RecycledComparison",
     "Similarity",
     "TopCoordinates",
+    "compare_recycled",
     "concentration",
     "damage",
     "descent_step",
@@ -90,6 +98,8 @@ __all__ = [
     # settings
     "DEFAULTS",
     "FisherConfig",
+    "Layers",
+    "layers",
     "__version__",
     # errors
     "ConfigError",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fisherscope.naming import Selection
 from fisherscope.specs import Spec
 
-Structure = Literal["diagonal", "grouped"]
 FisherType = Literal["empirical", "mc", "type-2"]
 Sampling = Literal["labels", "signs"]
 Unit = Literal["example", "token", "position", "batch"]
@@ -27,7 +26,8 @@ class FisherConfig:
             from the model) or ``"type-2"`` (exact expectation over the model's labels).
         unit: What counts as one independent observation: ``"example"``, ``"token"``,
             ``"position"``, or for drawn labels ``"batch"``.
-        parameters: Glob pattern or patterns over parameter names; ``None`` takes all.
+        parameters: Globs, regular expressions, layer ranges or predicates, see
+            :func:`fisherscope.engine.selection.select`; ``None`` takes all.
         likelihood: ``"auto"``, ``"causal-lm"``, ``"masked-lm"``, ``"classification"``
             or ``"regression"``.
         draws: Label draws per example; used by ``"mc"`` only.
@@ -44,7 +44,7 @@ class FisherConfig:
     structure: str | Spec = "diagonal"
     fisher_type: FisherType = "empirical"
     unit: Unit = "example"
-    parameters: str | Sequence[str] | None = None
+    parameters: Selection = None
     likelihood: str = "auto"
     draws: int = 1
     sampling: Sampling = "labels"

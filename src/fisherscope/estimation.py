@@ -15,6 +15,7 @@ from fisherscope.data import Example
 from fisherscope.data import halves as split_in_halves
 from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, OnNonFinite, Sampling, Unit
 from fisherscope.errors import IdentityError, ParameterError
+from fisherscope.naming import Selection
 from fisherscope.partition import partition
 from fisherscope.passes import Pass
 from fisherscope.preparation import Prepared, settled
@@ -30,7 +31,7 @@ def estimate(
     structure: str | specs.Spec = DEFAULTS.structure,
     fisher_type: FisherType = DEFAULTS.fisher_type,
     unit: Unit = DEFAULTS.unit,
-    parameters: str | Sequence[str] | None = DEFAULTS.parameters,
+    parameters: Selection = DEFAULTS.parameters,
     likelihood: str = DEFAULTS.likelihood,
     draws: int = DEFAULTS.draws,
     sampling: Sampling = DEFAULTS.sampling,
@@ -76,7 +77,10 @@ def estimate(
             Gauss-Newton-Bartlett estimator of Liu et al. 2023: unbiased because drawn scores
             have mean zero, as cheap as one training step, about a batch size noisier).
             Default: ``"example"``.
-        parameters: Glob or globs over whole parameter names. Default: ``None``, all.
+        parameters: Which parameters, one or several of: a glob over whole names
+            (``"*.mlp.*"``); a compiled regular expression, searched in the name;
+            :func:`fisherscope.layers`; a predicate ``(name, parameter) -> bool``. In text
+            ``"re:…"`` and ``"layers[3:7]"``. Default: ``None``, all.
         likelihood: ``"auto"``, ``"causal-lm"``, ``"masked-lm"``, ``"classification"`` or
             ``"regression"`` (unit variance). Default: ``"auto"``, from the model's class.
         draws: Label draws per example for ``"mc"``. Default: 1.

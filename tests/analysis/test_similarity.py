@@ -9,7 +9,8 @@ from scipy import stats
 from analysis.builders import draw, fisher_of
 from fisherscope.analysis import similarity
 from fisherscope.analysis.access import extents, flat
-from fisherscope.analysis.similarity import _floor, _limit, _Vector
+from fisherscope.analysis.agreement import Vector
+from fisherscope.analysis.similarity import _floor, _limit
 from fisherscope.errors import IdentityError, ParameterError
 
 SHAPES = {"a": (30, 20), "b": (17,), "c": (9, 11), "s": ()}
@@ -154,7 +155,7 @@ def test_floor_has_the_exact_moments_of_permutations_within_tensors():
     squares[1]["c"] *= 20  # so that the top sets have different sizes within a tensor
     a, b = (fisher_of(s) for s in squares)
     # Several seeds, because permutations under one seed share their shuffle.
-    vectors = [_Vector(flat(f), 0.1) for f in (a, b)]
+    vectors = [Vector(flat(f), 0.1) for f in (a, b)]
     places = list(extents(a).values())
     drawn = [f for seed in range(40) for f in _floor(*vectors, places, 50, seed)]
     means = {"cosine": 0.0, "spearman": 0.0, "bhattacharyya": 0.0, "jaccard": 0.0}

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fisherscope.data import Example, content_hash, fingerprint, halves, keyed_uniforms
+from fisherscope.data import (
+    Example,
+    content_hash,
+    content_id,
+    fingerprint,
+    halves,
+    keyed_uniforms,
+)
 from fisherscope.errors import DataError, ParameterError
 
 
@@ -63,6 +70,27 @@ def test_hash_is_the_same_everywhere() -> None:
 def test_ids_with_half_characters_can_be_hashed() -> None:
     # Catches: a UnicodeEncodeError for an id that Python itself accepts.
     assert content_hash(Example("\ud800", {})) != content_hash(Example("\ud801", {}))
+
+
+def test_content_names_see_everything_but_the_id() -> None:
+    # Catches: a part left out of the name, so that two examples share one; the id within it.
+    x = torch.tensor([1, 2])
+    variants = [
+        Example("", {"x": x}, x),
+        Example("", {"y": x}, x),
+        Example("", {"x": x.int()}, x),
+        Example("", {"x": x[None]}, x),
+        Example("", {"x": x + 1}, x),
+        Example("", {"x": x}, x + 1),
+        Example("", {"x": x}),
+        Example("", {"x": x, "labels": x}),
+    ]
+    names = [content_id(example) for example in variants]
+    assert len(set(names)) == len(variants)
+    assert [content_id(Example("b", e.inputs, e.labels)) for e in variants] == names
+    # The same everywhere and for ever: the names key the drawn labels of stored estimates.
+    example = Example("a", {"input_ids": torch.tensor([1, 2])}, torch.tensor(1))
+    assert content_id(example) == FROZEN_NAME
 
 
 @given(split=st.integers(0, 9), seed=st.randoms(use_true_random=False))
@@ -166,5 +194,6 @@ def test_positions_are_checked(positions: np.ndarray) -> None:
         keyed_uniforms(0, ["a", "b"], positions, 0)
 
 
+FROZEN_NAME = "195354528fdb79b1"
 FROZEN_HASH = 0xC45E74ABF92EEE8715348529A9CA73FD
 FROZEN_UNIFORMS = [[0.74824652768184, 0.5968335118858124], [0.8263208118610176, 0.2746795277636809]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -167,9 +168,54 @@ def test_ids_from_the_data() -> None:
     x = torch.randn(2, 2)
     assert [e.id for e in examples({"x": x, "id": ["a", "b"]})] == ["a", "b"]
     assert [e.id for e in examples({"x": x, "example_id": torch.tensor([7, 8])})] == ["7", "8"]
-    assert [e.id for e in examples([{"x": x}, {"x": x}])] == ["0", "1", "2", "3"]
     assert [e.id for e in examples([{"input_ids": [1, 2], "id": 5}])] == ["5"]
     assert set(examples({"x": x, "id": ["a", "b"]})[0].inputs) == {"x"}
+
+
+@given(
+    rows=st.lists(st.integers(0, 3), min_size=1, max_size=8),
+    seed=st.randoms(use_true_random=False),
+    size=st.integers(1, 8),
+)
+def test_names_come_from_content_alone(rows: list[int], seed: Any, size: int) -> None:
+    # Catches: names by order of arrival or by batch, copies merged or refused, copies whose
+    # numbers depend on what else there is.
+    def named(values: list[int]) -> dict[str, int]:
+        x, y = torch.tensor(values)[:, None], torch.tensor(values) % 2
+        batches = [(x[i : i + size], y[i : i + size]) for i in range(0, len(values), size)]
+        return {e.id: int(e.inputs["0"][0]) for e in examples(batches)}
+
+    before = named(rows)
+    assert sorted(before.values()) == sorted(rows)
+    shuffled = list(rows)
+    seed.shuffle(shuffled)
+    assert named(shuffled) == before
+    for value in set(rows):
+        alone = named([value] * rows.count(value))
+        assert alone.items() <= before.items()
+        assert sorted(alone)[0] in named([value])
+    assert all(re.fullmatch(r"[0-9a-f]{16}(-[2-9])?", name) for name in before)
+
+
+def test_names_follow_padding_and_containers_no_more_than_content_does() -> None:
+    # Catches: a name taken before the padding is cut or the labels are int64.
+    batch = padded([[5, 6, 7], [8]], 3, "right")
+    wide = padded([[8], [5, 6, 7]], 6, "left", fill=0)
+    names = [e.id for e in examples(batch)]
+    assert [e.id for e in examples(wide)] == names[::-1]
+    assert [e.id for e in examples({n: t.int() for n, t in batch.items()})] == names
+    assert [e.id for e in examples([Example("", e.inputs, e.labels) for e in examples(wide)])] == (
+        names[::-1]
+    )
+
+
+def test_given_names_stay() -> None:
+    # Catches: a name of the data's own replaced, or counted as a copy.
+    x = torch.zeros(2, 1)
+    mixed = [{"x": x, "id": ["a", "b"]}, {"x": x}]
+    bare = [e.id for e in examples({"x": x})]
+    assert bare[1] == f"{bare[0]}-2"
+    assert [e.id for e in examples(mixed)] == ["a", "b", *bare]
 
 
 def test_duplicate_ids_are_refused() -> None:
@@ -179,9 +225,10 @@ def test_duplicate_ids_are_refused() -> None:
         examples({"x": x, "id": ["a", "a"]})
     with pytest.raises(DataError, match="id 'a'"):
         examples([Example("a", {"x": x[0]}), Example("a", {"x": x[1]})])
-    # A name that only the numbering gives must not hide a given one either.
-    with pytest.raises(DataError, match="id '1'"):
-        examples([{"x": x[:1], "id": ["1"]}, {"x": x}])
+    # A name that comes from the content must not hide a given one either.
+    name = examples({"x": x})[1].id
+    with pytest.raises(DataError, match=f"id '{name}' .*row 2"):
+        examples([{"x": x[:1], "id": [name]}, {"x": x}])
 
 
 @pytest.mark.parametrize("bad", [True, 1.5, "", None])
@@ -197,7 +244,8 @@ def test_max_examples_stops_reading() -> None:
         yield from [torch.ones(2, 1)] * 2
         raise AssertionError("read on after enough")
 
-    assert [e.id for e in examples(endless(), max_examples=3)] == ["0", "1", "2"]
+    names = [e.id for e in examples(endless(), max_examples=3)]
+    assert names == [names[0], f"{names[0]}-2", f"{names[0]}-3"]
     for bad in (0, -1, 2.0, True):
         with pytest.raises(ParameterError, match="max_examples"):
             examples(torch.ones(2, 1), max_examples=bad)  # type: ignore[arg-type]

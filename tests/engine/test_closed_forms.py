@@ -27,6 +27,12 @@ def outputs(layer: nn.Linear) -> np.ndarray:
     return X.astype(np.float64) @ w.T + b
 
 
+def batch(labels: np.ndarray | None = None) -> dict[str, object]:
+    """The inputs under the names by which the references find rows and draw labels."""
+    given = {} if labels is None else {"labels": torch.from_numpy(labels)}
+    return {"0": torch.from_numpy(X), "id": IDS, **given}
+
+
 def expect(fisher: fs.Fisher, residuals: np.ndarray, rtol: float = 1e-5) -> None:
     """The score of an output is its residual: squares of residual times input."""
     r2, x2 = residuals**2, X.astype(np.float64) ** 2
@@ -42,14 +48,13 @@ def expect(fisher: fs.Fisher, residuals: np.ndarray, rtol: float = 1e-5) -> None
 # Would catch: the factor of a mean squared error (2/K), a variance other than one.
 def test_linear_regression():
     layer, y = linear(), RNG.normal(size=(N, K)).astype(np.float32)
-    data = (torch.from_numpy(X), torch.from_numpy(y))
-    expect(fs.estimate(layer, data, progress=False), outputs(layer) - y)
+    expect(fs.estimate(layer, batch(y), progress=False), outputs(layer) - y)
 
 
 # Would catch: noise of the wrong scale, or the same noise for all outputs.
 def test_linear_regression_with_drawn_targets():
     layer = linear()
-    data = (torch.from_numpy(X), torch.zeros(N, K))
+    data = batch(np.zeros((N, K), dtype=np.float32))
     options = {"fisher_type": "mc", "seed": 3, "progress": False}
     noise = ndtri(keyed_uniforms(3, IDS, np.tile(np.arange(K), (N, 1)), 0))
     expect(fs.estimate(layer, data, **options), noise)
@@ -67,7 +72,7 @@ def test_logistic_and_softmax_regression(classes):
     layer = nn.Linear(D, classes)
     y = RNG.integers(classes, size=N)
     p = softmax(outputs(layer), axis=1)
-    data = (torch.from_numpy(X), torch.from_numpy(y))
+    data = batch(y)
     expect(fs.estimate(layer, data, progress=False), p - np.eye(classes)[y])
     if classes == 2:  # the usual form: one logit, (σ − y) x
         sigma = 1 / (1 + np.exp(outputs(layer)[:, 0] - outputs(layer)[:, 1]))
@@ -83,10 +88,10 @@ def test_softmax_regression_with_drawn_labels():
     u = keyed_uniforms(5, IDS, np.zeros((N, 1), dtype=int), 0)
     drawn = (p.cumsum(1) <= u).sum(1)
     options = {"likelihood": "classification", "fisher_type": "mc", "progress": False}
-    fisher = fs.estimate(layer, torch.from_numpy(X), seed=5, **options)
+    fisher = fs.estimate(layer, batch(), seed=5, **options)
     expect(fisher, p - np.eye(K)[drawn])
     # Its expectation: variance of a categorical variable times squared inputs.
-    fisher = fs.estimate(layer, torch.from_numpy(X), draws=600, **options)
+    fisher = fs.estimate(layer, batch(), draws=600, **options)
     expected = np.einsum("nk,nd->kd", p * (1 - p), X.astype(np.float64) ** 2)
     error = fisher.standard_error("sum", "draws")["weight"]
     assert abs(float(fisher.diagonal("sum")["weight"].sum()) - expected.sum()) <= 3 * error

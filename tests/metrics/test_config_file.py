@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fisherscope.defaults import FisherConfig
 from fisherscope.errors import ConfigError
 from fisherscope.metrics.config_file import config_from_yaml, config_to_yaml
 from fisherscope.metrics.run_config import DamageConfig, RunConfig
+from fisherscope.naming import layers
 
 MINIMAL = "model: some/model\ntasks: {code: code.jsonl}\n"
 
@@ -49,6 +52,30 @@ def test_every_setting_survives_the_file(tmp_path):
     assert config_from_yaml(write(tmp_path, config_to_yaml(config))) == config
 
 
+@pytest.mark.parametrize(
+    ("selection", "text"),
+    [
+        (None, None),
+        ("*mlp*", "*mlp*"),
+        (("*mlp*", "*norm*"), ["*mlp*", "*norm*"]),
+        (layers(3, 7), "layers[3:7]"),
+        (re.compile("mlp|norm", re.IGNORECASE), "re:(?i)mlp|norm"),
+        (
+            ["*mlp*", re.compile(r"\.(q|k)_proj"), layers(-2)],
+            ["*mlp*", r"re:\.(q|k)_proj", "layers[-2:]"],
+        ),
+    ],
+)
+def test_every_kind_of_selection_survives_the_file(tmp_path, selection, text):
+    # Would catch a YAML file with Python objects in it, or one that replays other parameters.
+    tasks = {"a": str(tmp_path / "a.jsonl")}
+    fisher = FisherConfig(parameters=selection, halves=True)
+    config = RunConfig(model="org/name", tasks=tasks, fisher=fisher)
+    path = write(tmp_path, config_to_yaml(config))
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))["fisher"]["parameters"] == text
+    assert config_from_yaml(path) == config
+
+
 def test_paths_belong_to_the_folder_of_the_file(tmp_path, monkeypatch):
     # Would catch paths resolved against wherever the command happens to run.
     home = tmp_path / "project"
@@ -85,6 +112,11 @@ def test_a_hub_id_is_left_alone(tmp_path):
         ("model: x\n", "no tasks"),
         ("tasks: {a: b}\n", "no model"),
         (MINIMAL + "fisher: {draws: '3'}\n", "fisher.draws is '3'"),
+        (MINIMAL + "fisher: {parameters: 're:('}\n", "fisher.parameters: 're:(' is not a regular"),
+        (
+            MINIMAL + "fisher: {parameters: [3]}\n",
+            "fisher.parameters: parameters cannot be selected",
+        ),
         (MINIMAL + "tasks2: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
     ],
 )

@@ -64,6 +64,8 @@ def test_names_that_a_file_system_may_merge_are_refused():
         ({"fisher": FisherConfig(draws=0)}, "fisher.draws is 0"),
         ({"fisher": FisherConfig(unit="word")}, "fisher.unit is 'word'"),  # type: ignore[arg-type]
         ({"fisher": FisherConfig(parameters=[])}, "fisher.parameters"),
+        ({"fisher": FisherConfig(parameters=["*", " "])}, "fisher.parameters is ' '"),
+        ({"fisher": FisherConfig(parameters=lambda n, p: True)}, "lambda> cannot be written"),
         ({"damage": DamageConfig(max_examples=1)}, "damage.max_examples is 1"),
         ({"damage": DamageConfig(fraction=0.0)}, "damage.fraction is 0.0"),
     ],

@@ -1,11 +1,11 @@
 """From Fishers to answers, changing nothing: importance, similarity, masks, damage."""
 
-from fisherscope.analysis.address import address, addresses
 from fisherscope.analysis.concentration import Concentration, concentration
 from fisherscope.analysis.damage import Damage, damage
 from fisherscope.analysis.descent import descent_step
 from fisherscope.analysis.importance import Importance, importance
 from fisherscope.analysis.masks import Overlap, masks, overlap
+from fisherscope.analysis.recycled import RecycledComparison, compare_recycled
 from fisherscope.analysis.similarity import Similarity, similarity
 from fisherscope.analysis.top import TopCoordinates, top_coordinates
 
@@ -14,10 +14,10 @@ __all__ = [
     "Damage",
     "Importance",
     "Overlap",
+    "RecycledComparison",
     "Similarity",
     "TopCoordinates",
-    "address",
-    "addresses",
+    "compare_recycled",
     "concentration",
     "damage",
     "descent_step",

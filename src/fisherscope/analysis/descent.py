@@ -13,6 +13,7 @@ from fisherscope.defaults import DEFAULTS, FisherConfig
 from fisherscope.engine.scores import Score
 from fisherscope.engine.sweep import Labelling, Sweep
 from fisherscope.errors import DataError, ParameterError
+from fisherscope.naming import Selection
 from fisherscope.preparation import Prepared, prepare, settled
 
 
@@ -22,7 +23,7 @@ def descent_step(
     data: Any,
     *,
     fraction: float = 0.5,
-    parameters: Any = DEFAULTS.parameters,
+    parameters: Selection = DEFAULTS.parameters,
     likelihood: str = DEFAULTS.likelihood,
     seed: int = DEFAULTS.seed,
     batch_size: int | None = DEFAULTS.batch_size,
@@ -39,7 +40,7 @@ def descent_step(
         model: The model; it comes back untouched.
         data: The task, as in :func:`fisherscope.estimate`.
         fraction: Of the Cauchy step; 1 is the predicted minimum. Default: 0.5.
-        parameters: Glob or globs of the parameters that move. Default: ``None``, all.
+        parameters: Those that move, as in :func:`fisherscope.estimate`. Default: ``None``, all.
         likelihood: As in :func:`fisherscope.estimate`. Default: ``"auto"``.
         seed: Keys the label draw of F. Default: 0.
         batch_size: Examples per pass. Default: ``None``, packs to 4096 tokens.

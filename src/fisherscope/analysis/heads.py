@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fisherscope.analysis.address import address
 from fisherscope.errors import ParameterError
+from fisherscope.naming import address
 
 _SEPARATE = {
     **dict.fromkeys(("q_proj", "query", "q", "q_lin", "query_proj"), "q"),

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fisherscope.analysis.access import require_diagonal, weights
-from fisherscope.analysis.address import addresses, stacks
 from fisherscope.analysis.heads import Head, heads
 from fisherscope.errors import ParameterError
+from fisherscope.naming import addresses, stacks
 from fisherscope.results import Result
 from fisherscope.structures import Fisher
 

@@ -16,8 +16,8 @@ from scipy.stats import hypergeom
 from torch import Tensor, nn
 
 from fisherscope.analysis.access import require_diagonal, top, weights
-from fisherscope.analysis.address import address
 from fisherscope.errors import IdentityError, ParameterError
+from fisherscope.naming import address
 from fisherscope.results import Result
 from fisherscope.structures import Fisher
 

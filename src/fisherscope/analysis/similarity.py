@@ -5,23 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 
-from fisherscope.analysis.access import doubled_ranks, extents, flat, top
+from fisherscope.analysis.access import extents, flat
+from fisherscope.analysis.agreement import CHUNK, Metric, Vector, agreement, metrics
 from fisherscope.errors import IdentityError, ParameterError
 from fisherscope.results import Result
 from fisherscope.structures import Fisher
 from fisherscope.structures.diagonal import COMPARABLE
 
-Metric = Literal["cosine", "pearson", "spearman", "jaccard", "bhattacharyya"]
 Outcome = Literal["ok", "no_halves", "zero_fisher"]
 
-# Elements widened to float64 at a time: few enough to stay in the processor's cache.
-_CHUNK = 1 << 16
 _LEVEL = 0.95
 _FEWEST = 19
 
@@ -147,17 +144,17 @@ def similarity(
                 f"{name!r} is grouped as {mine} and {theirs}; estimate both with the same groups."
             )
 
-    a, b = _Vector(flat(fisher_a), k_fraction), _Vector(flat(fisher_b), k_fraction)
-    value = _agreement(a, b)
+    a, b = Vector(flat(fisher_a), k_fraction), Vector(flat(fisher_b), k_fraction)
+    value = agreement(a, b)
     floor = _floor(a, b, list(extents(fisher_a).values()), permutations, seed)
-    cross: list[dict[str, float]] = []
-    ceilings: list[dict[str, float]] = []
+    cross: list[dict[Metric, float]] = []
+    ceilings: list[dict[Metric, float]] = []
     if fisher_a.halves is not None and fisher_b.halves is not None:
         # One task's halves at a time would save memory, but each is ranked only once so.
-        of_a = [_Vector(flat(half), k_fraction) for half in fisher_a.halves]
-        of_b = [_Vector(flat(half), k_fraction) for half in fisher_b.halves]
-        cross = [_agreement(x, y) for x in of_a for y in of_b]
-        ceilings = [_agreement(*of_a), _agreement(*of_b)]
+        of_a = [Vector(flat(half), k_fraction) for half in fisher_a.halves]
+        of_b = [Vector(flat(half), k_fraction) for half in fisher_b.halves]
+        cross = [agreement(x, y) for x in of_a for y in of_b]
+        ceilings = [agreement(*of_a), agreement(*of_b)]
 
     rows = []
     for metric in get_args(Metric):
@@ -187,60 +184,9 @@ def similarity(
     )
 
 
-class _Vector:
-    """One Fisher's numbers with what the metrics need of them alone."""
-
-    def __init__(self, values: np.ndarray, k_fraction: float) -> None:
-        self.values = values
-        self.k = max(1, round(k_fraction * len(values)))
-        self.top = top(values, self.k) & (values > 0)
-        self.total = float(values.sum(dtype=np.float64))
-        self.mean = self.total / len(values)
-        self.norm = math.sqrt(sum(float(x @ x) for x in _wide(values)))
-        self.spread = math.sqrt(sum(float(x @ x) for x in _wide(values, self.mean)))
-
-    @cached_property
-    def ranks(self) -> np.ndarray:
-        return doubled_ranks(self.values)
-
-    @property
-    def mean_rank(self) -> float:
-        return len(self.values) + 1.0
-
-    @cached_property
-    def rank_spread(self) -> float:
-        return math.sqrt(sum(float(x @ x) for x in _wide(self.ranks, self.mean_rank)))
-
-
-def _wide(values: np.ndarray, centre: float = 0.0) -> Iterator[np.ndarray]:
-    # The vector in float64 pieces, a number subtracted.
-    for start in range(0, len(values), _CHUNK):
-        piece = values[start : start + _CHUNK].astype(np.float64)
-        yield piece - centre if centre else piece
-
-
-def _agreement(a: _Vector, b: _Vector) -> dict[str, float]:
-    # The five metrics of two vectors.
-    dot = centred = ranked = roots = 0.0
-    for x, y in zip(_wide(a.values), _wide(b.values), strict=True):
-        dot += float(x @ y)
-        centred += float((x - a.mean) @ (y - b.mean))
-        roots += float(np.sqrt(x) @ np.sqrt(y))
-    for x, y in zip(_wide(a.ranks, a.mean_rank), _wide(b.ranks, b.mean_rank), strict=True):
-        ranked += float(x @ y)
-    both = int((a.top & b.top).sum())
-    return {
-        "cosine": _over(dot, a.norm * b.norm),
-        "pearson": _over(centred, a.spread * b.spread),
-        "spearman": _over(ranked, a.rank_spread * b.rank_spread),
-        "jaccard": _over(both, int(a.top.sum()) + int(b.top.sum()) - both),
-        "bhattacharyya": _over(roots, math.sqrt(a.total * b.total)),
-    }
-
-
 def _floor(
-    a: _Vector, b: _Vector, places: list[slice], permutations: int, seed: int
-) -> list[dict[str, float]]:
+    a: Vector, b: Vector, places: list[slice], permutations: int, seed: int
+) -> list[dict[Metric, float]]:
     # The five metrics after each permutation within tensors.
     if not permutations:
         return []
@@ -255,16 +201,9 @@ def _floor(
         inside_a, inside_b = int(a.top[place].sum()), int(b.top[place].sum())
         both += rng.hypergeometric(inside_a, n - inside_a, inside_b, size=permutations)
 
-    union = int(a.top.sum()) + int(b.top.sum()) - both
     shared = len(a.values) * a.mean * b.mean
     return [
-        {
-            "cosine": _over(dot, a.norm * b.norm),
-            "pearson": _over(dot - shared, a.spread * b.spread),
-            "spearman": _over(ranked, a.rank_spread * b.rank_spread),
-            "jaccard": _over(both[turn], union[turn]),
-            "bhattacharyya": _over(roots, math.sqrt(a.total * b.total)),
-        }
+        metrics(a, b, dot, dot - shared, ranked, roots, both[turn])
         for turn, (dot, ranked, roots) in enumerate(products.T.tolist())
     ]
 
@@ -283,7 +222,7 @@ def _permutation(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _permuted(
-    a: _Vector, b: _Vector, place: slice, turns: int, rng: np.random.Generator
+    a: Vector, b: Vector, place: slice, turns: int, rng: np.random.Generator
 ) -> np.ndarray:
     # Inner products of both vectors in random order, the second turned cyclically by 0, 1, ...
     # places. With x cut into rows of as many numbers as there are turns, they are the sums
@@ -291,7 +230,7 @@ def _permuted(
     n = place.stop - place.start
     first, second = _permutation(n, rng), _permutation(n, rng)
     products = np.zeros((3, turns))
-    step = turns * (_CHUNK // turns + 1)
+    step = turns * (CHUNK // turns + 1)
     for start in range(0, n, step):
         here = first[start : start + step]
         rows = -(-len(here) // turns)
@@ -309,7 +248,7 @@ def _permuted(
     return products
 
 
-def _columns(vector: _Vector, place: slice, sequence: np.ndarray) -> Iterator[np.ndarray]:
+def _columns(vector: Vector, place: slice, sequence: np.ndarray) -> Iterator[np.ndarray]:
     values = vector.values[place][sequence].astype(np.float64)
     yield values
     yield vector.ranks[place][sequence].astype(np.float64) - vector.mean_rank
@@ -321,7 +260,3 @@ def _limit(permuted: list[float]) -> float:
     if len(permuted) < _FEWEST:
         return math.nan
     return sorted(permuted)[math.ceil(_LEVEL * (len(permuted) + 1)) - 1]
-
-
-def _over(numerator: float, denominator: float) -> float:
-    return float(numerator) / float(denominator) if denominator > 0 else math.nan

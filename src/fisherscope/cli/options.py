@@ -118,8 +118,8 @@ _OPTIONS = (
     click.option(
         "--parameters",
         multiple=True,
-        metavar="GLOB",
-        help="Only parameters whose names match; repeat for more patterns.",
+        metavar="WHICH",
+        help="Only these parameters: a glob over names, re:REGEX or layers[3:7]; repeat for more.",
     ),
     click.option("--dtype", type=click.Choice(get_args(DType)), help="Precision of the weights."),
     click.option("--device", help="cpu, cuda, cuda:1; default takes a GPU if there is one."),

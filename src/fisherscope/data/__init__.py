@@ -1,7 +1,7 @@
 """Any batch or file of data becomes examples with ids, masks and labels."""
 
 from fisherscope.data.examples import Batch, Example, batches, collate
-from fisherscope.data.identity import content_hash, fingerprint, halves, keyed_uniforms
+from fisherscope.data.identity import content_hash, content_id, fingerprint, halves, keyed_uniforms
 from fisherscope.data.ingestion import examples
 from fisherscope.data.jsonl import read_jsonl
 from fisherscope.data.masking import mask_tokens
@@ -12,6 +12,7 @@ __all__ = [
     "batches",
     "collate",
     "content_hash",
+    "content_id",
     "examples",
     "fingerprint",
     "halves",

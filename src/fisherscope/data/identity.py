@@ -28,13 +28,23 @@ def content_hash(example: Example) -> int:
     """
     digest = hashlib.blake2b(digest_size=16)
     _feed(digest, example.id.encode("utf-8", "surrogatepass"))
-    for name in sorted(example.inputs):
-        _feed(digest, b"input", name.encode("utf-8", "surrogatepass"))
-        _feed_tensor(digest, example.inputs[name])
-    if example.labels is not None:
-        _feed(digest, b"labels")
-        _feed_tensor(digest, example.labels)
+    _feed_content(digest, example)
     return int.from_bytes(digest.digest(), "little")
+
+
+def content_id(example: Example) -> str:
+    """Name an example after its content, whatever its place in the data.
+
+    Args:
+        example: The example, on any device; its own id does not matter.
+
+    Returns:
+        16 hexadecimal digits: blake2b over name, dtype, shape and bytes of every input and of
+        the labels.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    _feed_content(digest, example)
+    return digest.hexdigest()
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
@@ -129,6 +139,15 @@ def _feed(digest: hashlib.blake2b, *parts: bytes) -> None:
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
+
+
+def _feed_content(digest: hashlib.blake2b, example: Example) -> None:
+    for name in sorted(example.inputs):
+        _feed(digest, b"input", name.encode("utf-8", "surrogatepass"))
+        _feed_tensor(digest, example.inputs[name])
+    if example.labels is not None:
+        _feed(digest, b"labels")
+        _feed_tensor(digest, example.labels)
 
 
 def _feed_tensor(digest: hashlib.blake2b, tensor: torch.Tensor) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from fisherscope.data.examples import Example, is_count
+from fisherscope.data.identity import content_id
 from fisherscope.errors import DataError, ParameterError
 
 LABEL_KEYS = ("labels", "label", "label_ids")
@@ -25,8 +28,9 @@ def examples(data: Any, *, max_examples: int | None = None) -> list[Example]:
     A row whose attention mask is one contiguous run of ones is cut to that run, and the
     mask is dropped: on which side and how far a batch was padded leaves no trace. Any
     other mask stays as it is. The key ``labels`` (or ``label``, ``label_ids``) becomes the
-    labels, ``id`` or ``example_id`` the ids; without those an example is named by its row
-    number.
+    labels, ``id`` or ``example_id`` the ids. An example without one is named after its content
+    (:func:`fisherscope.data.content_id`), so its name does not depend on the order of the data;
+    exact copies of it are numbered ``"…-2"``, ``"…-3"``.
 
     Args:
         data: A list of examples (returned as it is), a dict or BatchEncoding (one padded
@@ -47,8 +51,9 @@ def examples(data: Any, *, max_examples: int | None = None) -> list[Example]:
         raise ParameterError(f"max_examples={max_examples!r}: pass a positive integer or None")
     found: list[Example] = []
     seen: set[str] = set()
+    copies: Counter[str] = Counter()
     for example in _walk(data):
-        named = example if example.id else Example(str(len(found)), example.inputs, example.labels)
+        named = example if example.id else _named(example, copies)
         if named.id in seen:
             raise DataError(
                 f"two examples have the id {named.id!r} (the second is row {len(found)}): ids "
@@ -61,6 +66,14 @@ def examples(data: Any, *, max_examples: int | None = None) -> list[Example]:
     if not found:
         raise DataError(f"the data is empty (or an iterator that was used before): {SHAPES}")
     return found
+
+
+def _named(example: Example, copies: Counter[str]) -> Example:
+    name = content_id(example)
+    copies[name] += 1
+    # Copies are alike in everything, so it does not matter which of them gets which number.
+    number = f"-{copies[name]}" if copies[name] > 1 else ""
+    return replace(example, id=name + number)
 
 
 def _walk(data: Any) -> Iterator[Example]:
@@ -92,7 +105,7 @@ def _looks_like_a_pair(data: list[Any]) -> bool:
 
 
 def _rows(batch: Any) -> Iterator[Example]:
-    # An id is left empty where the data has none: only the caller knows the row number.
+    # An id is left empty where the data has none: only the caller knows of other copies.
     if isinstance(batch, Example):
         yield batch
         return

@@ -4,48 +4,53 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from fisherscope.errors import CoverageError, NonFiniteError, ParameterError
+from fisherscope.naming import Layers, Selection, Selector, address, described, selectors, stacks
 
 
-def select(
-    model: nn.Module, patterns: str | Sequence[str] | None = None
-) -> dict[str, nn.Parameter]:
+def select(model: nn.Module, selection: Selection = None) -> dict[str, nn.Parameter]:
     """The requested parameters, tied tensors once under their first name.
 
     Args:
         model: Any module.
-        patterns: Glob pattern or patterns over whole parameter names, such as
-            ``"model.layers.*.mlp.*"``; any name of a tied tensor selects it. Default:
-            ``None``, which takes all floating-point parameters.
+        selection: One or several of the following, whose parameters are united. Any name of a
+            tied tensor selects it.
+
+            - a glob over whole parameter names, such as ``"model.layers.*.mlp.*"``;
+            - a compiled regular expression, found anywhere in the name (``re.search``), or
+              ``"re:…"`` in text;
+            - :func:`fisherscope.layers`, or ``"layers[3:7]"`` in text;
+            - a predicate ``(name, parameter) -> bool``.
+
+            Default: ``None``, which takes all floating-point parameters.
 
     Returns:
         Name to parameter in the model's order.
 
     Raises:
-        ParameterError: If the model has no parameters, or a pattern matches none of them.
-        CoverageError: If a pattern asks for integer parameters.
+        ParameterError: If the model has no parameters, or a selector is of no known kind or
+            takes none of them.
+        CoverageError: If integer parameters are asked for.
     """
     canonical = {id(parameter): name for name, parameter in model.named_parameters()}
     everything = dict(model.named_parameters())
     if not everything:
         raise ParameterError(f"{type(model).__name__} has no parameters at all")
-    if patterns is None:
+    if selection is None:
         return {n: p for n, p in everything.items() if p.is_floating_point()}
     wanted: set[str] = set()
-    aliases = list(model.named_parameters(remove_duplicate=False))
-    for pattern in [patterns] if isinstance(patterns, str) else list(patterns):
-        found = {canonical[id(p)] for n, p in aliases if fnmatch.fnmatchcase(n, pattern)}
+    aliases = dict(model.named_parameters(remove_duplicate=False))
+    for selector in selectors(selection):
+        found = {canonical[id(aliases[name])] for name in _taken(selector, aliases)}
         if not found:
-            names = [name for name, _ in aliases]
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
             raise ParameterError(
-                f"no parameter matches {pattern!r}; names look like {', '.join(near)} "
-                "(patterns are globs over the whole name, e.g. '*.mlp.*')"
+                f"no parameter matches {described(selector)}{_hint(selector, aliases)}"
             )
         wanted |= found
     integers = [n for n in everything if n in wanted and not everything[n].is_floating_point()]
@@ -55,6 +60,48 @@ def select(
             "leave them out of parameters=, or load the model unquantised"
         )
     return {n: p for n, p in everything.items() if n in wanted}
+
+
+def _taken(selector: Selector, aliases: dict[str, nn.Parameter]) -> list[str]:
+    if isinstance(selector, str):
+        return [name for name in aliases if fnmatch.fnmatchcase(name, selector)]
+    if isinstance(selector, re.Pattern):
+        return [name for name in aliases if selector.search(name)]
+    if isinstance(selector, Layers):
+        counts = _layer_counts(aliases)
+        return [
+            name
+            for name, (stack, layer) in _layers(aliases).items()
+            if selector.holds(layer, counts[stack])
+        ]
+    return [name for name, parameter in aliases.items() if selector(name, parameter)]
+
+
+def _layers(names: Iterable[str]) -> dict[str, tuple[str, int]]:
+    # Stack and number of the layer, for every parameter that is in one.
+    numbers = {name: (stack, address(name)[0]) for name, stack in stacks(names).items()}
+    return {name: (stack, n) for name, (stack, n) in numbers.items() if n is not None}
+
+
+def _layer_counts(names: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for stack, number in _layers(names).values():
+        counts[stack] = max(counts.get(stack, 0), number + 1)
+    return counts
+
+
+def _hint(selector: Selector, aliases: dict[str, nn.Parameter]) -> str:
+    names = list(aliases)
+    if isinstance(selector, Layers):
+        counts = _layer_counts(names)
+        if not counts:
+            return f"; no name of this model has a layer's number: {', '.join(names[:3])}"
+        spans = [f"{stack} 0 to {n - 1}".strip() for stack, n in counts.items()]
+        return f"; the layers of this model are {', '.join(spans)}"
+    asked = selector if isinstance(selector, str) else getattr(selector, "pattern", "")
+    near = difflib.get_close_matches(asked, names, n=3, cutoff=0.3) or names[:3]
+    how = " (a glob is about the whole name, e.g. '*.mlp.*')" * isinstance(selector, str)
+    return f"; names look like {', '.join(near)}{how}"
 
 
 def check_finite(model: nn.Module) -> None:

@@ -106,9 +106,6 @@ def config_to_yaml(config: RunConfig) -> str:
     values: dict[str, Any] = {key: getattr(config, key) for key in RUN_KEYS}
     values["tasks"] = dict(config.tasks)
     values["fisher"] = settings_of(config)
-    patterns = config.fisher.parameters
-    if patterns is not None and not isinstance(patterns, str):
-        values["fisher"]["parameters"] = list(patterns)
     values["damage"] = {key: getattr(config.damage, key) for key in DAMAGE_KEYS}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fisherscope.analysis import addresses, concentration, masks, overlap, similarity
+from fisherscope.analysis import concentration, masks, overlap, similarity
 from fisherscope.errors import ParameterError
 from fisherscope.metrics.estimating import Estimated
 from fisherscope.metrics.losses import TaskLoss
+from fisherscope.naming import addresses
 from fisherscope.structures import Fisher
 
 Row = dict[str, Any]

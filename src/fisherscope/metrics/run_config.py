@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from fisherscope import specs
 from fisherscope.defaults import FisherConfig, FisherType, OnNonFinite, Sampling, Unit
 from fisherscope.errors import ConfigError, ParameterError
 from fisherscope.metrics.task_names import check_task_names
+from fisherscope.naming import to_text
 
 DType = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 LIKELIHOODS = ("auto", "causal-lm", "masked-lm", "classification", "regression")
@@ -45,7 +46,8 @@ class RunConfig:
         model: Folder of a Hugging Face checkpoint, or a hub id.
         tasks: Task name to JSONL file.
         out: Folder for everything that the run leaves; ``None`` where nothing is written.
-        fisher: How each task's Fisher is estimated; ``halves`` is always kept.
+        fisher: How each task's Fisher is estimated; ``halves`` is always kept, ``parameters`` are
+            kept in their form in text.
         max_length: Longest sequence in tokens; longer rows are cut.
         sparsity: Share of weights pruned in the masks whose overlap is shown.
         damage: How the damage matrix is made.
@@ -89,6 +91,7 @@ class RunConfig:
         if self.revision is not None:
             _text("revision", self.revision)
         _check_fisher(self.fisher)
+        object.__setattr__(self, "fisher", _in_text(self.fisher))
         _check_damage(self.damage)
 
 
@@ -110,15 +113,17 @@ def _check_fisher(fisher: FisherConfig) -> None:
         _whole("fisher.batch_size", fisher.batch_size, low=1)
     if fisher.max_examples is not None:
         _whole("fisher.max_examples", fisher.max_examples, low=1)
-    patterns = fisher.parameters
-    if patterns is not None:
-        listed = [patterns] if isinstance(patterns, str) else patterns
-        if not isinstance(listed, Sequence) or not listed:
-            raise ConfigError(
-                f"fisher.parameters is {patterns!r}; give one glob pattern or a list of them"
-            )
-        for pattern in listed:
-            _text("fisher.parameters", pattern)
+
+
+def _in_text(fisher: FisherConfig) -> FisherConfig:
+    # What a file can hold, so that a config equals the one that is read back from it.
+    try:
+        parameters = to_text(fisher.parameters)
+    except ParameterError as error:
+        raise ConfigError(f"fisher.parameters: {error}") from error
+    for part in [parameters] if isinstance(parameters, str) else parameters or ():
+        _text("fisher.parameters", part)
+    return replace(fisher, parameters=parameters)
 
 
 def _check_damage(damage: DamageConfig) -> None:

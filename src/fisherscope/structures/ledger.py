@@ -175,8 +175,10 @@ def check_disjoint(mine: Sequence[str], theirs: Sequence[str]) -> None:
     if shared := sorted(set(mine) & set(theirs), key=lambda id: (len(id), id)):
         raise IdentityError(
             f"{len(shared)} example ids occur in both estimates ({_some(shared)}); adding would "
-            "count them twice. Estimate on disjoint data, or, if these are different examples "
-            "numbered alike, give them ids that are unique over both data sets."
+            "count them twice. Estimate on disjoint data. If they are meant to count twice, or are "
+            "different examples under one name, give every example an id of its own over both "
+            'data sets: a column "id" of the batches, a field "id" of the JSONL rows, or '
+            "Example(id, ...)."
         )
 
 

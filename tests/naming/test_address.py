@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from analysis.builders import MODELS, model
-from fisherscope.analysis import address, addresses
-from fisherscope.analysis.address import stacks
+from fisherscope.naming import address, addresses, stacks
 
 NAMES = {
     # Llama, Qwen

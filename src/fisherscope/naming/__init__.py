@@ -1,0 +1,25 @@
+"""What a parameter's name says: where it sits, and whether it is asked for."""
+
+from fisherscope.naming.address import address, addresses, stacks
+from fisherscope.naming.selectors import (
+    Layers,
+    Selection,
+    Selector,
+    described,
+    layers,
+    selectors,
+    to_text,
+)
+
+__all__ = [
+    "Layers",
+    "Selection",
+    "Selector",
+    "address",
+    "addresses",
+    "described",
+    "layers",
+    "selectors",
+    "stacks",
+    "to_text",
+]
