@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fisherscope.engine.expert_scores import ExpertScore
 from fisherscope.engine.scores import (
     DenseScore,
     EmbeddingScore,
@@ -60,7 +61,31 @@ def dense(seed: int = 0) -> Kind:
     return Kind(DenseScore(B, lambda n: whole[n]), whole, whole.unsqueeze(1))
 
 
+def experts(transposed: bool, bias: bool = False, seed: int = 0) -> Kind:
+    """Two of four experts for every position; one expert is chosen by nobody."""
+    chosen = torch.tensor([[[0, 3], [3, 0], [0, 3], [0, 3]], [[3, 0]] * 4, [[2, 0]] * 4])
+    chosen = chosen.roll(seed, 1)
+    g, a = draw(B, T, 2, OUT, seed=seed), draw(B, T, 2, IN, seed=seed)
+    order = chosen.flatten().argsort(stable=True)
+    score = ExpertScore(
+        g.flatten(0, 2)[order],
+        None if bias else a.flatten(0, 2)[order],
+        chosen.flatten()[order],
+        order // (2 * T),
+        B,
+        transposed,
+    )
+    single = g if bias else torch.einsum("ntko,ntki->ntk" + ("io" if transposed else "oi"), g, a)
+    at = torch.nn.functional.one_hot(chosen, 4).double()
+    # Its two choices share no weight, so that one position's score is the sum of both.
+    single = torch.einsum("ntke,ntk...->nte...", at, single)
+    return Kind(score, single.sum(1), single)
+
+
 KINDS = {
+    "experts": lambda seed=0: experts(False, seed=seed),
+    "experts-transposed": lambda seed=0: experts(True, seed=seed),
+    "experts-bias": lambda seed=0: experts(False, bias=True, seed=seed),
     "matrix": lambda seed=0: matrix(False, seed),
     "transposed": lambda seed=0: matrix(True, seed),
     "embedding": embedding,
@@ -74,6 +99,8 @@ def by_rows(name: str, d: Tensor) -> Tensor:
     """Sums over everything but the output dimension (the second where stored transposed)."""
     if d.ndim == 1:
         return d.clone()
+    if name.startswith("experts"):
+        return d.flatten(1).sum(1).reshape(-1, *[1] * (d.ndim - 1))
     return d.sum(0 if name == "transposed" else 1, keepdim=True)
 
 

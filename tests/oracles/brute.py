@@ -7,6 +7,7 @@ cross-entropy (next token, cloze or class) and the squared error.
 from __future__ import annotations
 
 import copy
+import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -26,7 +27,7 @@ Tensors = dict[str, Tensor]
 def double(model: nn.Module) -> nn.Module:
     """A float64 copy in eval mode in which every parameter is trainable."""
     twin = copy.deepcopy(model).double().eval()
-    if getattr(getattr(twin, "config", None), "num_local_experts", None):
+    if any(hasattr(module, "has_gate") for module in twin.modules()):
         twin.set_experts_implementation("eager")  # the grouped kernel has no float64
     for p in twin.parameters():
         p.requires_grad_(True)
@@ -164,7 +165,14 @@ def positions(case: models.Case, model: nn.Module) -> Tensors:
     """Squares of every use of a parameter at every position, from plain forward hooks."""
     total = zeros(model)
     names = {id(p): n for n, p in parameters(model).items()}
+    rowwise = {
+        path: module
+        for path, module in model.named_modules()
+        if any(fnmatch.fnmatchcase(path, pattern) for pattern in case.rowwise)
+    }
     for row in case.rows:
+        for path, squares in _row_by_row(case, model, row, rowwise).items():
+            total[path] += squares
         uses: list[tuple[nn.Module, Any, Tensor, list[Tensor]]] = []
 
         def watch(module: nn.Module, args: Any, kwargs: Any, output: Any, uses=uses) -> None:
@@ -180,6 +188,7 @@ def positions(case: models.Case, model: nn.Module) -> Tensors:
             for module in model.modules()
             if any(True for _ in module.parameters(recurse=False))
             and not any(True for _ in module.children())
+            and module not in rowwise.values()
         ]
         loss = token_losses(model, row, case.likelihood).sum()
         for handle in handles:
@@ -195,6 +204,37 @@ def positions(case: models.Case, model: nn.Module) -> Tensors:
                 name = names[id(p)]
                 if not case.is_whole(name):
                     total[name] += _squares_at_positions(module, local, p, x, y, arrived[0])
+    return total
+
+
+def _row_by_row(
+    case: models.Case, model: nn.Module, row: Row, modules: dict[str, nn.Module]
+) -> Tensors:
+    """Squares of what every row of a flat batch adds, from running the module on it alone."""
+    total: Tensors = {}
+    for path, module in modules.items():
+        seen: list[tuple[Any, Tensor, list[Tensor]]] = []
+
+        def watch(_: nn.Module, args: Any, output: Any, seen=seen) -> None:
+            # A router returns its logits, which nobody uses, and weights, indices.
+            output = output if isinstance(output, Tensor) else output[1]
+            arrived: list[Tensor] = []
+            output.register_hook(arrived.append)
+            seen.append(([x.detach() for x in args], output, arrived))
+
+        handle = module.register_forward_hook(watch)
+        token_losses(model, row, case.likelihood).sum().backward()
+        handle.remove()
+        model.zero_grad()
+        ((args, _, arrived),) = seen
+        own = dict(module.named_parameters(recurse=False))
+        for at in range(len(args[0])):
+            output = module(*(x[at : at + 1] for x in args))
+            output = output if isinstance(output, Tensor) else output[1]
+            found = torch.autograd.grad(output, list(own.values()), arrived[0][at : at + 1])
+            for local, g in zip(own, found, strict=True):
+                name = f"{path}.{local}"
+                total[name] = total.get(name, 0) + g.square()
     return total
 
 

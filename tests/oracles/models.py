@@ -32,6 +32,8 @@ class Case:
             attention logits of a query alike), so that only rounding is left.
         whole: Globs of parameters that no layer of their own delivers: in the position
             unit each example counts as one position of theirs.
+        rowwise: Globs of modules that treat every row of a flat batch by itself, in a way of
+            their own: routers and stacks of experts.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class Case:
     likelihood: str
     zero: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
+    rowwise: tuple[str, ...] = ()
 
     def vanishes(self, name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.zero)
@@ -146,11 +149,45 @@ def _opt() -> nn.Module:
     )
 
 
-def _mixtral() -> nn.Module:
+def mixtral(**options: Any) -> nn.Module:
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    return MixtralForCausalLM(
-        MixtralConfig(**_SIZE, **_GQA, num_local_experts=3, num_experts_per_tok=2)
+    choice = {"num_local_experts": 3, "num_experts_per_tok": 2}
+    return MixtralForCausalLM(MixtralConfig(**{**_SIZE, **_GQA, **choice, **options}))
+
+
+def _qwen2_moe() -> nn.Module:
+    # The first layer is dense, the second has a gated expert that every position shares.
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    return Qwen2MoeForCausalLM(
+        Qwen2MoeConfig(
+            **_SIZE,
+            **_GQA,
+            moe_intermediate_size=12,
+            shared_expert_intermediate_size=20,
+            num_experts=5,
+            num_experts_per_tok=2,
+            mlp_only_layers=[0],
+        )
+    )
+
+
+def _gpt_oss() -> nn.Module:
+    # Experts stored as [in, out] with biases, gates interleaved; a router with a bias.
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    return GptOssForCausalLM(
+        GptOssConfig(
+            **_SIZE,
+            intermediate_size=12,
+            num_key_value_heads=2,
+            head_dim=4,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            sliding_window=4,
+            attn_implementation="eager",
+        )
     )
 
 
@@ -220,7 +257,19 @@ _CASES: dict[str, Callable[[], Case]] = {
     "gemma2": lambda: Case(_gemma2(), rows.text(), "causal-lm"),
     "gpt-neox": lambda: Case(_gpt_neox(), rows.text(), "causal-lm"),
     "opt": lambda: Case(_opt(), rows.text(), "causal-lm", zero=("*.k_proj.bias",)),
-    "mixtral": lambda: Case(_mixtral(), rows.text(), "causal-lm", whole=("*.mlp.*",)),
+    "mixtral": lambda: Case(
+        mixtral(), rows.text(), "causal-lm", rowwise=("*.mlp.gate", "*.mlp.experts")
+    ),
+    "qwen2-moe": lambda: Case(
+        _qwen2_moe(), rows.text(), "causal-lm", rowwise=("*.mlp.gate", "*.mlp.experts")
+    ),
+    "gpt-oss": lambda: Case(
+        _gpt_oss(),
+        rows.text(),
+        "causal-lm",
+        whole=("*.sinks",),
+        rowwise=("*.mlp.router", "*.mlp.experts"),
+    ),
     "bert-mlm": lambda: Case(bert(True), rows.cloze(), "masked-lm", zero=("*.key.bias",)),
     "albert-mlm": lambda: Case(_albert(True), rows.cloze(), "masked-lm", zero=("*.key.bias",)),
     "bert": lambda: Case(bert(False), rows.labelled_text(), "classification", zero=("*.key.bias",)),
@@ -285,7 +334,17 @@ TEXT = tuple(
     if name
     in {
         *("gpt2", "llama-tied", "llama-untied", "qwen2-tied", "qwen2-untied", "qwen3", "gemma2"),
-        *("gpt-neox", "opt", "mixtral", "bert-mlm", "albert-mlm", "bert", "albert"),
+        *(
+            "gpt-neox",
+            "opt",
+            "mixtral",
+            "qwen2-moe",
+            "gpt-oss",
+            "bert-mlm",
+            "albert-mlm",
+            "bert",
+            "albert",
+        ),
         *("llama-classifier", "llama-classifier-unpadded", "lora"),
     }
 )

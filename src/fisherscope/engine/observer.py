@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fisherscope.engine.layers import Rule, UnexpectedShapeError
-from fisherscope.engine.layers.embedding import TappedEmbeddingRule
+from fisherscope.engine.layers import Rule, TappedRule, UnexpectedShapeError
 from fisherscope.engine.probe import watch
 from fisherscope.engine.scores import EmbeddingScore, MatrixScore, Score, cross_rows
 
@@ -30,6 +29,18 @@ class BoundRule:
     rule: Rule
     names: dict[str, str]  # local name -> requested name
     layouts: set[str] = field(default_factory=set)  # seen in batches of several examples
+
+    def only(self, part: Rule) -> BoundRule:
+        """A part of the rule, under the names of the parameters that it covers.
+
+        Args:
+            part: The rule or a part of it.
+
+        Returns:
+            A bound rule that shares the layouts seen.
+        """
+        names = {local: name for local, name in self.names.items() if local in part.kinds}
+        return BoundRule(part, names, self.layouts)
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,7 @@ class Observer:
         self._rules = rules
         self._handles: list[Any] = []
         self._contexts: list[AbstractContextManager[Any]] = []
+        self._installed = ExitStack()
         self._anchor = torch.zeros((), requires_grad=True)
         self.failures: dict[str, str] = {}
         self.called: set[str] = set()
@@ -115,38 +127,40 @@ class Observer:
             handle.remove()
         self._handles.clear()
         for bound in self._rules:
-            if isinstance(bound.rule, TappedEmbeddingRule):
+            if isinstance(bound.rule, TappedRule):
                 bound.rule.tap = None
+        self._installed.close()
         while self._contexts:
             self._contexts.pop().__exit__(None, None, None)
 
     def _attach(self, bound: BoundRule) -> None:
         rule, module = bound.rule, bound.rule.module
-        tapped = isinstance(rule, TappedEmbeddingRule)
+        tapped = rule if isinstance(rule, TappedRule) else None
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]):
             args = rule.before(args, self._batch)
-            if tapped:
-                context = rule.during()
+            if tapped is not None:
+                context = tapped.during()
                 context.__enter__()
                 self._contexts.append(context)
             return args, kwargs
 
         def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any):
-            if tapped:
+            if tapped is not None:
                 self._contexts.pop().__exit__(None, None, None)
                 return output
             return self._watch(bound, args or tuple(kwargs.values()), output)
 
-        if isinstance(rule, TappedEmbeddingRule):
-            rule.tap = lambda ids, output: self._watch(bound, (ids,), output)
+        if tapped is not None:
+            tapped.tap = lambda part, args, output: self._watch(bound.only(part), args, output)
+            self._installed.enter_context(tapped.installed())
         self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         self._handles.append(
-            module.register_forward_hook(after, with_kwargs=True, always_call=tapped)
+            module.register_forward_hook(after, with_kwargs=True, always_call=tapped is not None)
         )
 
     def _watch(self, bound: BoundRule, args: tuple[Any, ...], output: Any) -> Any:
-        if not self._batch:
+        if not self._batch or not bound.names:
             return output
         try:
             if not isinstance(output, torch.Tensor):
@@ -331,7 +345,7 @@ class Observer:
     def _flush(self) -> None:
         """Take what is left when some use of a parameter got no gradient at all."""
         for name, uses in self._uses.items():
-            for kind in ("matrix", "embedding", "vector", "dense"):
+            for kind in ("matrix", "embedding", "vector", "dense", "experts"):
                 if uses.arrived.get(kind):
                     self._settle(name, uses, kind, last=True)
             uses.arrived.clear()

@@ -2,12 +2,12 @@
 
 from torch import nn
 
-from fisherscope.engine.layers import convolution, embedding, linear, norm
-from fisherscope.engine.layers.rule import Rule, UnexpectedShapeError
+from fisherscope.engine.layers import convolution, embedding, experts, functional, linear, norm
+from fisherscope.engine.layers.rule import Rule, TappedRule, UnexpectedShapeError
 
-FAMILIES = (linear, embedding, convolution, norm)
+FAMILIES = (linear, embedding, convolution, norm, experts, functional)
 
-__all__ = ["FAMILIES", "Rule", "UnexpectedShapeError", "rule_for"]
+__all__ = ["FAMILIES", "Rule", "TappedRule", "UnexpectedShapeError", "rule_for"]
 
 
 def rule_for(module: nn.Module) -> Rule | None:

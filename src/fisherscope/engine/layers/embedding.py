@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fisherscope.engine.layers.rule import Rule, UnexpectedShapeError, fold
+from fisherscope.engine.layers.rule import Rule, TappedRule, UnexpectedShapeError, fold
 from fisherscope.engine.scores import EmbeddingScore, Score
 
 
@@ -46,14 +46,10 @@ class EmbeddingRule(Rule):
         yield "weight", EmbeddingScore(ids, g)
 
 
-class TappedEmbeddingRule(EmbeddingRule):
+class TappedEmbeddingRule(EmbeddingRule, TappedRule):
     """An embedding whose class overrides ``forward``: observed at the look-up inside it."""
 
     label = "embedding (look-up inside the module)"
-
-    def __init__(self, module: nn.Embedding):
-        super().__init__(module)
-        self.tap: Any = None  # set by the observer: (ids, output) -> output
 
     def before(self, args: tuple[Any, ...], batch: int) -> tuple[Any, ...]:  # noqa: D102
         self.batch = batch
@@ -75,7 +71,7 @@ class _LookupTap(TorchFunctionMode):
             return func(*args, **kwargs)
         ids = expand(args[0], self.rule.batch)
         output = func(ids, *args[1:], **kwargs)
-        return self.rule.tap(ids, output) if self.rule.tap is not None else output
+        return output if self.rule.tap is None else self.rule.tap(self.rule, (ids,), output)
 
 
 def expand(ids: Tensor, batch: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -52,10 +52,6 @@ class Rule(ABC):
         del batch
         return args
 
-    def during(self) -> AbstractContextManager[Any]:
-        """Context that is active while the module runs."""
-        return nullcontext()
-
     @abstractmethod
     def save(self, args: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
         """Tensors needed in the backward pass, each with the batch first."""
@@ -84,6 +80,27 @@ class Rule(ABC):
         """
         del saved, batch
         return None
+
+
+class TappedRule(Rule):
+    """A rule whose uses happen inside the module's forward pass rather than at its output.
+
+    Attributes:
+        tap: Set by the observer while it watches: ``tap(part, args, output)`` takes the rule
+            that describes the use (this one or a part of it), what that rule's
+            :meth:`Rule.save` gets, and what the operation returned; it returns the output
+            to go on with.
+    """
+
+    tap: Callable[[Rule, tuple[Any, ...], Tensor], Tensor] | None = None
+
+    def during(self) -> AbstractContextManager[Any]:
+        """Context that is active while the module runs."""
+        return nullcontext()
+
+    def installed(self) -> AbstractContextManager[Any]:
+        """Context that is active as long as the model is observed."""
+        return nullcontext()
 
 
 def fold(x: Tensor, batch: int) -> Tensor:
