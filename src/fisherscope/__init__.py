@@ -16,6 +16,7 @@ from fisherscope.analysis import (
     masks,
     overlap,
     similarity,
+    spectrum,
     top_coordinates,
 )
 from fisherscope.data import Example, examples, mask_tokens, read_jsonl
@@ -36,6 +37,7 @@ from fisherscope.estimation import estimate
 from fisherscope.naming import Layers, layers
 from fisherscope.planning import Plan, plan
 from fisherscope.preparation import VERSION as __version__
+from fisherscope.products import Operator, operator
 from fisherscope.recycling import SquaredGradients, from_optimizer
 from fisherscope.specs import EKFAC, KFAC, Block, Dense
 from fisherscope.store import FisherStore
@@ -62,11 +64,13 @@ __all__ = [
     "FisherStore",
     "GroupedFisher",
     "KFACFisher",
+    "Operator",
     "Plan",
     "SquaredGradients",
     "estimate",
     "from_optimizer",
     "load",
+    "operator",
     "plan",
     # data
     "Example",
@@ -89,6 +93,7 @@ __all__ = [
     "masks",
     "overlap",
     "similarity",
+    "spectrum",
     "top_coordinates",
     # structures
     "Block",

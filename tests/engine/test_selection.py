@@ -154,7 +154,9 @@ def test_a_model_without_layers_has_no_range():
 
 # Would catch: quantised weights asked for and left out without a word, or taken by None.
 @pytest.mark.parametrize(
-    "selection", ["*", fs.layers(0), re.compile("layers"), lambda *_: True], ids=str
+    "selection",
+    ["*", fs.layers(0), re.compile("layers"), lambda *_: True],
+    ids=["glob", "layers", "regex", "predicate"],
 )
 def test_integers_have_no_score(selection):
     model = Stack(1)

@@ -1,5 +1,6 @@
 """From Fishers to answers, changing nothing: importance, similarity, masks, damage."""
 
+from fisherscope.analysis import spectrum
 from fisherscope.analysis.concentration import Concentration, concentration
 from fisherscope.analysis.damage import Damage, damage
 from fisherscope.analysis.descent import descent_step
@@ -25,5 +26,6 @@ __all__ = [
     "masks",
     "overlap",
     "similarity",
+    "spectrum",
     "top_coordinates",
 ]

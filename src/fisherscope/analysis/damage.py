@@ -111,6 +111,11 @@ def damage(
         raises ``ParameterError``, a displacement or score that is not finite
         ``NonFiniteError``.
     """
+    if fisher_type == "type-2":
+        raise ParameterError(
+            "damage() takes fisher_type='mc' or 'empirical'; for the exact expectation over labels "
+            "use fs.operator(model, data, curvature='ggn').quadratic(delta) / 2"
+        )
     deltas = _labelled(delta)
     known = select(model)
     moves = {label: _checked(label, move, model, known) for label, move in deltas.items()}

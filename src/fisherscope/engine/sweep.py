@@ -193,15 +193,14 @@ class Sweep:
 
     def _active(self, batch: Batch, targets: Tensor) -> Tensor | None:
         """Positions that can carry gradient: real ones, not after the last supervised one."""
-        if not self.likelihood.tokenwise or targets.ndim != 2:
-            return None
-        active = torch.ones_like(targets, dtype=torch.bool)
         mask = batch.inputs.get("attention_mask")
-        if mask is not None and mask.shape == targets.shape:
-            active = mask.to(active.device) != 0
-        if self.likelihood.causal:
+        active = mask != 0 if mask is not None and mask.ndim == 2 else None
+        if self.likelihood.causal and targets.ndim == 2:
             later = (targets != IGNORE).flip(1).cumsum(1).flip(1) > 0
-            active = active & later
+            fits = active is not None and active.shape == targets.shape
+            active = active & later if active is not None and fits else later
+        if active is not None and bool(active.all()):
+            return None
         return active
 
     def _backward(
