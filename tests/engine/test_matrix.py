@@ -47,6 +47,10 @@ def estimate(name: str, labels: str, **options) -> fs.Fisher:
     return fs.estimate(case.model, data, progress=False, **LABELS[labels][0], **options)
 
 
+def wide(x: torch.Tensor) -> torch.Tensor:
+    return x.double() if x.is_floating_point() else x
+
+
 def close(found: torch.Tensor, expected: torch.Tensor, bound: float = 1e-5) -> None:
     error = float((found.double() - expected).norm() / expected.norm())
     assert error <= bound, f"relative error {error:.1e}"
@@ -100,9 +104,9 @@ def test_type_2_is_the_hessian_of_the_linearised_model(name, bound):
     case = models.fresh(name)
     twin = case.model.double()
     data = [
-        replace(e, inputs={n: x.double() if x.is_floating_point() else x for n, x in e.inputs.items()})
+        replace(e, inputs={n: wide(x) for n, x in e.inputs.items()})
         for e in rows.examples(case.rows)
-    ]  # fmt: skip
+    ]
     truth = matrix.linearised_hessian(name)
     if truth.shape[0] <= 2500:
         fisher = fs.estimate(

@@ -155,7 +155,7 @@ def test_what_cannot_be_differentiated_twice_says_how():
     data = (torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
     op = fs.operator(Net(), data, curvature="hessian")
     with pytest.raises(fs.CoverageError, match="eager"):
-        op.matvec({"layer.bias": torch.ones(2)})
+        op.matvec({"layer.bias": torch.ones(8)})
 
 
 @pytest.mark.parametrize(

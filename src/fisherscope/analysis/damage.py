@@ -107,9 +107,12 @@ def damage(
         progress: Show a progress bar. Default: ``False``.
 
     Returns:
-        Predictions and measurements. An unknown parameter or a wrong shape in a displacement
-        raises ``ParameterError``, a displacement or score that is not finite
-        ``NonFiniteError``.
+        Predictions and measurements.
+
+    Raises:
+        ParameterError: If ``fisher_type`` is neither ``"mc"`` nor ``"empirical"``, or a
+            displacement has an unknown parameter or a wrong shape; one that is not finite
+            raises ``NonFiniteError``, as does a score.
     """
     if fisher_type == "type-2":
         raise ParameterError(

@@ -31,10 +31,8 @@ def add_products(
         prepared: The request.
         vectors: Name to tensor [vectors, *shape] on the model's device, fp32 or better.
         totals: Name of every requested parameter to a tensor of the same kind, changed in
-            place.
-
-    Raises:
-        NonFiniteError: If a score is not finite along a vector; names the example.
+            place. A score that is not finite along a vector raises ``NonFiniteError`` with
+            the example's id.
     """
     count = len(next(iter(totals.values())))
     held: list[tuple[str, Score, slice, int]] = []

@@ -102,7 +102,7 @@ class Operator:
         return math.fsum(float(part) for part in parts)
 
     def to_scipy(self) -> FisherOperator:
-        """The matrix as an operator for scipy's solvers and for :mod:`fisherscope.analysis.spectrum`.
+        """The matrix as an operator for scipy's solvers and for ``fs.spectrum``.
 
         Returns:
             A symmetric ``scipy.sparse.linalg.LinearOperator`` in float64 over the flattened
