@@ -76,9 +76,11 @@ def test_too_few_steps_are_said_to_be_too_few():
     few = log_determinant(a, damping=1e-5, probes=12, steps=8)
     assert few.outcome == "not_converged"
     assert abs(few.value - truth) > 5 * few.standard_error
-    assert few.truncation > abs(few.value - truth)
-    more = log_determinant(a, damping=1e-5, probes=2, steps=70)
-    assert more.truncation < 0.1 * few.truncation
+    assert few.truncation > 5 * few.standard_error
+    more = log_determinant(a, damping=1e-3, probes=3, steps=50)
+    truth = np.log(np.logspace(-5, 0, N) + 1e-3).sum()
+    assert more.outcome == "estimated"
+    assert abs(more.value - truth) < 3 * more.standard_error
 
 
 # Would catch: bases allocated for all probes at once.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -33,11 +34,12 @@ def test_exact_at_full_budget(name, products, method):
 # Would catch: a bias (of the left-out term, of the dimension in the normalisation, of a sketch
 # that is used twice), a standard error that is too small or much too large. The spread over √m
 # of XTrace covers 80% here at two standard errors, and fails.
-@each
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "method"),
+    # Of the operator of low rank the other methods leave nothing to estimate, see below.
+    [("low_rank", "hutchinson"), *product([n for n in NAMES if n != "low_rank"], METHODS)],
+)
 def test_calibration(name, method):
-    if name == "low_rank" and method != "hutchinson":
-        pytest.skip("rank 5 is found to rounding, see the test below")
     found = [trace(matrix(name), method=method, products=BUDGET, seed=s) for s in range(200)]
     check_calibration(found, SPECTRA[name].sum())
     assert {f.outcome for f in found} == {"estimated"}

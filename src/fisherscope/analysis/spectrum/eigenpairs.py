@@ -113,14 +113,13 @@ def top_eigenpairs(
     found: Outcome = "converged"
     try:
         values, vectors = eigsh(
-            _shifted(operand, bound),
+            _Shifted(operand, bound),
             k,
             which="LA",
             v0=start[:, 0],
             ncv=width,
-            tol=tolerance * size / (2 * bound),
             maxiter=max_restarts,
-            **_random_restarts(seed),
+            **_options(tolerance * size / (2 * bound), seed),
         )
     except ArpackNoConvergence as error:
         values, vectors = error.eigenvalues, error.eigenvectors
@@ -133,19 +132,24 @@ def top_eigenpairs(
     return result
 
 
-def _shifted(operand: Operand, bound: float) -> LinearOperator:
-    def product(x: np.ndarray) -> np.ndarray:
-        return operand.matmat(x.reshape(operand.n, -1)).reshape(x.shape) / bound + x
+class _Shifted(LinearOperator):
+    """``A / bound + I``."""
 
-    return LinearOperator(operand.shape, matvec=product, matmat=product, dtype=np.float64)
+    def __init__(self, operand: Operand, bound: float) -> None:
+        super().__init__(np.dtype(np.float64), operand.shape)
+        self._operand, self._bound = operand, bound
+
+    def _matmat(self, X: np.ndarray) -> np.ndarray:
+        return self._operand.matmat(X) / self._bound + X
 
 
-def _random_restarts(seed: int) -> dict[str, Any]:
+def _options(tolerance: float, seed: int) -> dict[str, Any]:
     # Where the basis closes early ARPACK goes on from a random vector: newer versions of scipy
     # draw it anew in each call unless told otherwise, older ones have a fixed stream.
+    options: dict[str, Any] = {"tol": tolerance}
     if "rng" in inspect.signature(eigsh).parameters:
-        return {"rng": np.random.default_rng(seed)}
-    return {}
+        options["rng"] = np.random.default_rng(seed)
+    return options
 
 
 def _result(

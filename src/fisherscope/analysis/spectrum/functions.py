@@ -59,10 +59,10 @@ def trace_of_function(
     operand = symmetric_operand(operator, block_size=block_size, seed=seed)
     rules = quadrature(operand, probes=probes, steps=steps, seed=seed)
     samples, coarse = rules.traces(function)
-    counts = {"products": rules.products, "n": rules.n}
+    name, products, n = "trace of function", rules.products, rules.n
     if rules.exact:
-        return exact("trace of function", float(samples[0]), **counts)
-    return sampled("trace of function", METHOD, samples, coarse=coarse, **counts)
+        return exact(name, float(samples[0]), products=products, n=n)
+    return sampled(name, METHOD, samples, coarse=coarse, products=products, n=n)
 
 
 def log_determinant(

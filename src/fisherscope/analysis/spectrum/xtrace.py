@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import qr
 
 from fisherscope.analysis.spectrum.operand import Operand
 from fisherscope.analysis.spectrum.probes import Stream, gaussian
@@ -40,7 +39,7 @@ def xtrace(operand: Operand, m: int, seed: int) -> tuple[np.ndarray, float]:
     """
     n = operand.n
     omega = gaussian(seed, Stream.PROBE, range(m), n)
-    q, r = qr(operand.matmat(omega), mode="economic", overwrite_a=True, check_finite=False)
+    q, r = np.linalg.qr(operand.matmat(omega))
     h = np.empty((m, m))
     for at in operand.blocks(m):
         h[:, at.start : at.stop] = q.T @ operand.matmat(q[:, at.start : at.stop])
@@ -85,8 +84,8 @@ def _left_out(r: np.ndarray) -> np.ndarray:
     # Normalised columns of R⁻ᵀ = U Σ⁻¹ Vᵀ. Where the operator's rank is below m, R is singular
     # and any null vector of the others will do: a floor under Σ picks one.
     u, size, vt = np.linalg.svd(r)
-    floor = max(np.finfo(float).eps * size[0], np.finfo(float).tiny)
-    s = (u / np.maximum(size, floor)) @ vt
+    relative = size / size[0] if size[0] > 0 else size
+    s = (u / np.maximum(relative, np.finfo(float).eps)) @ vt
     return s / np.linalg.norm(s, axis=0)
 
 
