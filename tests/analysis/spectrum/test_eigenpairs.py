@@ -64,6 +64,14 @@ def test_vectors_are_the_eigenvectors():
     np.testing.assert_allclose(overlap, np.eye(4), atol=1e-8)
 
 
+# Would catch: ARPACK going on from a vector of its own where the Krylov space closes: which
+# vectors of a multiple eigenvalue come back is then another draw in each call.
+def test_the_seed_decides_within_a_multiple_eigenvalue():
+    a = symmetric(np.r_[np.full(10, 5.0), np.full(90, 1.0)])
+    first, again = (top_eigenpairs(a, 4, seed=2) for _ in range(2))
+    np.testing.assert_array_equal(first.eigenvectors, again.eigenvectors)
+
+
 # Would catch: a tolerance that is not passed on.
 def test_a_looser_tolerance_takes_fewer_products():
     tight, loose = (top_eigenpairs(matrix("flat"), 2, tolerance=t) for t in (1e-10, 1e-2))
