@@ -105,7 +105,7 @@ def llama_classifier(pad: int | None) -> nn.Module:
     return LlamaForSequenceClassification(LlamaConfig(**options))
 
 
-def _qwen2(**options: Any) -> nn.Module:
+def qwen2(**options: Any) -> nn.Module:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     return Qwen2ForCausalLM(Qwen2Config(**_SIZE, **_GQA, **options))
@@ -251,8 +251,8 @@ _CASES: dict[str, Callable[[], Case]] = {
     "gpt2": lambda: Case(gpt2(), rows.text(), "causal-lm"),
     "llama-tied": lambda: Case(llama(tie_word_embeddings=True), rows.text(), "causal-lm"),
     "llama-untied": lambda: Case(llama(), rows.text(), "causal-lm"),
-    "qwen2-tied": lambda: Case(_qwen2(tie_word_embeddings=True), rows.text(), "causal-lm"),
-    "qwen2-untied": lambda: Case(_qwen2(), rows.text(), "causal-lm"),
+    "qwen2-tied": lambda: Case(qwen2(tie_word_embeddings=True), rows.text(), "causal-lm"),
+    "qwen2-untied": lambda: Case(qwen2(), rows.text(), "causal-lm"),
     "qwen3": lambda: Case(_qwen3(), rows.text(), "causal-lm"),
     "gemma2": lambda: Case(_gemma2(), rows.text(), "causal-lm"),
     "gpt-neox": lambda: Case(_gpt_neox(), rows.text(), "causal-lm"),

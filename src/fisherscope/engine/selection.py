@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from fisherscope.errors import CoverageError, NonFiniteError, ParameterError
+from fisherscope.engine.quantised import usable
+from fisherscope.errors import NonFiniteError, ParameterError
 
 
 def select(
@@ -21,14 +22,15 @@ def select(
         model: Any module.
         patterns: Glob pattern or patterns over whole parameter names, such as
             ``"model.layers.*.mlp.*"``; any name of a tied tensor selects it. Default:
-            ``None``, which takes all floating-point parameters.
+            ``None``, which takes all floating-point parameters. The quantised weight of a
+            linear layer has to be asked for.
 
     Returns:
-        Name to parameter in the model's order.
+        Name to parameter in the model's order; for a quantised weight a stand-in of the
+        shape [out, in] that it has unquantised.
 
     Raises:
         ParameterError: If the model has no parameters, or a pattern matches none of them.
-        CoverageError: If a pattern asks for integer parameters.
     """
     canonical = {id(parameter): name for name, parameter in model.named_parameters()}
     everything = dict(model.named_parameters())
@@ -48,13 +50,7 @@ def select(
                 "(patterns are globs over the whole name, e.g. '*.mlp.*')"
             )
         wanted |= found
-    integers = [n for n in everything if n in wanted and not everything[n].is_floating_point()]
-    if integers:
-        raise CoverageError(
-            f"{', '.join(integers[:5])} hold integers (quantised weights), which have no score; "
-            "leave them out of parameters=, or load the model unquantised"
-        )
-    return {n: p for n, p in everything.items() if n in wanted}
+    return usable(model, {n: p for n, p in everything.items() if n in wanted})
 
 
 def check_finite(model: nn.Module) -> None:
