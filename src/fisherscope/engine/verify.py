@@ -64,7 +64,7 @@ def cover(
         coverage = bind(model, requested, head, slow, single)
         found, called = _disagreements(model, likelihood, coverage, pair, reference)
         if not found:
-            idle = {n for n in requested if n not in called and n not in slow}
+            idle = {n for n in requested if n not in called and n not in coverage.slow}
             if not idle:
                 return coverage
             # Whoever uses them in a later batch might do so behind the module's back.
