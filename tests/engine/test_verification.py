@@ -54,6 +54,16 @@ def test_a_broken_rule_sends_its_parameters_down_the_slow_path(monkeypatch, name
     assert set(plan.slow) == slow(fisher)
 
 
+# Would catch: a reason that has nothing to do with the parameter it is given for.
+def test_the_reason_for_the_slow_path_names_the_owner():
+    case = models.case("layerscale")
+    fisher = fs.estimate(case.model, rows.examples(case.rows), progress=False)
+    assert fisher.coverage["temperature"].endswith(": LayerScale.temperature has no fast rule")
+    case = models.case("unused")
+    fisher = fs.estimate(case.model, rows.examples(case.rows), progress=False)
+    assert fisher.coverage["never"].endswith(": Unused.never has no fast rule")
+
+
 # Would catch: the grouping of a parameter depending on which path it takes.
 def test_a_transposed_weight_on_the_slow_path_is_still_grouped_by_outputs(monkeypatch):
     monkeypatch.setattr(LinearRule, "scores", doubled(LinearRule))
