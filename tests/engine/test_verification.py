@@ -180,6 +180,16 @@ def test_experts_chosen_token_by_token(size):
     compare(fisher.sums, expected)
 
 
+# Would catch: a model that is asked to cache, and then overwrites what its own backward pass
+# needs: a raw error of autograd instead of an estimate.
+def test_a_recurrent_model_whose_cache_is_on():
+    case = models.fresh("rwkv")
+    case.model.config.use_cache = True
+    fisher = fs.estimate(case.model, rows.examples(case.rows), batch_size=3, progress=False)
+    check(fisher, "rwkv")
+    assert case.model.config.use_cache
+
+
 class Changeable(nn.Module):
     """Uses its layer in a way that depends on the input."""
 
