@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -152,8 +152,10 @@ def _read(one: Any) -> Selector:
         return _read_text(one)
     if isinstance(one, re.Pattern) and isinstance(one.pattern, str):
         return one
-    if isinstance(one, Layers) or (callable(one) and not isinstance(one, type)):
+    if isinstance(one, Layers):
         return one
+    if callable(one) and not isinstance(one, type):
+        return cast(Callable[[str, nn.Parameter], bool], one)
     raise ParameterError(
         f"parameters cannot be selected by {one!r}: pass a glob over whole names ('*.mlp.*'), a "
         "compiled regular expression (of str), a predicate (name, parameter) -> bool, layers(3, 7)"
