@@ -42,6 +42,21 @@ def test_plan_shows_rules_and_writes_nothing(run, model, tasks, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_parameters_are_selected_by_every_form_in_text(run, model, tasks, tmp_path):
+    # Would catch a form that the shell delivers but that only globs are made of.
+    out = tmp_path / "store"
+    arguments = ["estimate", "--model", model, "--out", out, "--max-examples", 4,
+                 "--task", f"prose={tasks['prose']}"]  # fmt: skip
+    text = run(*arguments, "--parameters", "re:q_proj(", code=2).stderr
+    assert "'re:q_proj(' is not a regular expression" in text
+    text = run(*arguments, "--parameters", "layers[7:9]", code=2).stderr
+    assert "the layers of this model are 0 to 1" in text
+    run(*arguments, "--parameters", "re:0.*[qk]_proj", "--parameters", "layers[-1]")
+    names = fisherscope.FisherStore(out)["prose"].identity.parameters
+    assert {n.split(".")[4] for n in names if ".0." in n} == {"q_proj", "k_proj"}
+    assert all(".0." in n or ".1." in n for n in names) and any("mlp" in n for n in names)
+
+
 def test_estimate_fills_a_store_that_python_reads(run, model, tasks, tmp_path):
     # Would catch options that do not arrive, or a store in another place.
     out = tmp_path / "store"

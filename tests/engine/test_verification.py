@@ -54,6 +54,16 @@ def test_a_broken_rule_sends_its_parameters_down_the_slow_path(monkeypatch, name
     assert set(plan.slow) == slow(fisher)
 
 
+# Would catch: a reason that has nothing to do with the parameter it is given for.
+def test_the_reason_for_the_slow_path_names_the_owner():
+    case = models.case("layerscale")
+    fisher = fs.estimate(case.model, rows.examples(case.rows), progress=False)
+    assert fisher.coverage["temperature"].endswith(": LayerScale.temperature has no fast rule")
+    case = models.case("unused")
+    fisher = fs.estimate(case.model, rows.examples(case.rows), progress=False)
+    assert fisher.coverage["never"].endswith(": Unused.never has no fast rule")
+
+
 # Would catch: the grouping of a parameter depending on which path it takes.
 def test_a_transposed_weight_on_the_slow_path_is_still_grouped_by_outputs(monkeypatch):
     monkeypatch.setattr(LinearRule, "scores", doubled(LinearRule))
@@ -168,6 +178,16 @@ def test_experts_chosen_token_by_token(size):
     fisher = fs.estimate(model, rows.examples(data), **options)
     expected, _ = brute.diagonal(brute.double(model), data, "causal-lm")
     compare(fisher.sums, expected)
+
+
+# Would catch: a model that is asked to cache, and then overwrites what its own backward pass
+# needs: a raw error of autograd instead of an estimate.
+def test_a_recurrent_model_whose_cache_is_on():
+    case = models.fresh("rwkv")
+    case.model.config.use_cache = True
+    fisher = fs.estimate(case.model, rows.examples(case.rows), batch_size=3, progress=False)
+    check(fisher, "rwkv")
+    assert case.model.config.use_cache
 
 
 class Changeable(nn.Module):

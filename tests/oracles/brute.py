@@ -187,7 +187,7 @@ def positions(case: models.Case, model: nn.Module) -> Tensors:
             module.register_forward_hook(watch, with_kwargs=True)
             for module in model.modules()
             if any(True for _ in module.parameters(recurse=False))
-            and not any(True for _ in module.children())
+            and all(name == "parametrizations" for name, _ in module.named_children())
             and module not in rowwise.values()
         ]
         loss = token_losses(model, row, case.likelihood).sum()
@@ -259,7 +259,8 @@ def _squares_at_positions(
             if module.padding_idx is not None:
                 squares[module.padding_idx] = 0
             return squares
-        if isinstance(module, nn.Conv2d) and local == "weight":
+        named = isinstance(getattr(module, "padding", None), str)
+        if isinstance(module, nn.Conv2d) and local == "weight" and not named:
             return _convolution(module, x, g)
         if isinstance(module, nn.modules.conv._ConvNd) and local == "weight":
             return _any_convolution(module, p, x, g)
@@ -316,12 +317,15 @@ def rows_summed(model: nn.Module, diagonal: Tensors) -> Tensors:
     from transformers.pytorch_utils import Conv1D
 
     transposed = {
-        f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Conv1D)
+        f"{path}.weight"
+        for path, module in model.named_modules()
+        if isinstance(module, Conv1D)
+        or (isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups == 1)
     }
     return {
         name: d
         if d.ndim < 2
-        else d.sum(0, keepdim=True)
+        else d.sum([i for i in range(d.ndim) if i != 1], keepdim=True)
         if name in transposed
         else d.flatten(1).sum(1).reshape(-1, *[1] * (d.ndim - 1))
         for name, d in diagonal.items()

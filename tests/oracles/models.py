@@ -105,7 +105,7 @@ def llama_classifier(pad: int | None) -> nn.Module:
     return LlamaForSequenceClassification(LlamaConfig(**options))
 
 
-def _qwen2(**options: Any) -> nn.Module:
+def qwen2(**options: Any) -> nn.Module:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     return Qwen2ForCausalLM(Qwen2Config(**_SIZE, **_GQA, **options))
@@ -191,6 +191,27 @@ def _gpt_oss() -> nn.Module:
     )
 
 
+def rwkv() -> nn.Module:
+    """Recurrent over positions; with a cache it overwrites its state, which has no gradient."""
+    from transformers import RwkvConfig, RwkvForCausalLM
+
+    model = RwkvForCausalLM(
+        RwkvConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            attention_hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            context_length=32,
+            use_cache=False,
+        )
+    )
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.normal_(std=0.4 if p.ndim == 2 else 0.2).add_(float("ln" in name and "w" in name))
+    return model
+
+
 def bert(masked: bool, **options: Any) -> nn.Module:
     from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
@@ -233,6 +254,26 @@ def lora(base: nn.Module) -> nn.Module:
     return get_peft_model(base, config)
 
 
+def dora(base: nn.Module) -> nn.Module:
+    """Its magnitudes divide by a norm that it learns by sending a unit matrix through LoRA."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["c_attn", "mlp.c_proj"]
+    return get_peft_model(
+        base, LoraConfig(r=3, lora_alpha=5, target_modules=targets, use_dora=True)
+    )
+
+
+def ia3(base: nn.Module) -> nn.Module:
+    """Scales keys and values behind their layers, and the inputs of the second MLP layer."""
+    from peft import IA3Config, get_peft_model
+
+    config = IA3Config(
+        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
+    )
+    return get_peft_model(base, config)
+
+
 def _routed() -> list[rows.Row]:
     """Positions of the shortest ids go to expert 0 only; later rows use the others unevenly."""
     data = rows.points(9, (3, 4), classes=3)
@@ -251,8 +292,8 @@ _CASES: dict[str, Callable[[], Case]] = {
     "gpt2": lambda: Case(gpt2(), rows.text(), "causal-lm"),
     "llama-tied": lambda: Case(llama(tie_word_embeddings=True), rows.text(), "causal-lm"),
     "llama-untied": lambda: Case(llama(), rows.text(), "causal-lm"),
-    "qwen2-tied": lambda: Case(_qwen2(tie_word_embeddings=True), rows.text(), "causal-lm"),
-    "qwen2-untied": lambda: Case(_qwen2(), rows.text(), "causal-lm"),
+    "qwen2-tied": lambda: Case(qwen2(tie_word_embeddings=True), rows.text(), "causal-lm"),
+    "qwen2-untied": lambda: Case(qwen2(), rows.text(), "causal-lm"),
     "qwen3": lambda: Case(_qwen3(), rows.text(), "causal-lm"),
     "gemma2": lambda: Case(_gemma2(), rows.text(), "causal-lm"),
     "gpt-neox": lambda: Case(_gpt_neox(), rows.text(), "causal-lm"),
@@ -270,6 +311,7 @@ _CASES: dict[str, Callable[[], Case]] = {
         whole=("*.sinks",),
         rowwise=("*.mlp.router", "*.mlp.experts"),
     ),
+    "rwkv": lambda: Case(rwkv(), rows.text(), "causal-lm", whole=("*.time_*",)),
     "bert-mlm": lambda: Case(bert(True), rows.cloze(), "masked-lm", zero=("*.key.bias",)),
     "albert-mlm": lambda: Case(_albert(True), rows.cloze(), "masked-lm", zero=("*.key.bias",)),
     "bert": lambda: Case(bert(False), rows.labelled_text(), "classification", zero=("*.key.bias",)),
@@ -283,6 +325,14 @@ _CASES: dict[str, Callable[[], Case]] = {
         llama_classifier(pad=None), rows.labelled_text(), "classification"
     ),
     "lora": lambda: Case(lora(llama(tie_word_embeddings=True)), rows.text(), "causal-lm"),
+    "dora": lambda: Case(
+        dora(gpt2()),
+        rows.text(),
+        "causal-lm",
+        # DoRA takes the bias off what the base layer returned.
+        whole=("*.lora_magnitude_vector.*", "*.base_layer.bias"),
+    ),
+    "ia3": lambda: Case(ia3(llama()), rows.text(), "causal-lm", whole=("*.ia3_l.*",)),
     "vit": lambda: Case(
         _vit(),
         _images(name="pixel_values"),
@@ -293,6 +343,28 @@ _CASES: dict[str, Callable[[], Case]] = {
     "resnet": lambda: Case(nets.ResNet(), _images(), "classification"),
     "signals": lambda: Case(
         nets.Signals(), rows.points(5, (2, 9), classes=3), "classification", zero=("up.bias",)
+    ),
+    "planes": lambda: Case(nets.Planes(), rows.points(5, (3, 5, 4), classes=3), "classification"),
+    "volumes": lambda: Case(
+        nets.Volumes(), rows.points(5, (2, 4, 5, 6), classes=3), "classification"
+    ),
+    "lstm": lambda: Case(
+        nets.Recurrent(nn.LSTM),
+        rows.points(5, (6, 4), classes=3),
+        "classification",
+        whole=("cells.*",),
+    ),
+    "gru": lambda: Case(
+        nets.Recurrent(nn.GRU),
+        rows.points(5, (6, 4), classes=3),
+        "classification",
+        whole=("cells.*",),
+    ),
+    "weight-norm": lambda: Case(
+        nets.WeightNorm(),
+        rows.points(5, (2, 7), classes=3),
+        "classification",
+        whole=("*.parametrizations.*",),
     ),
     "thin": lambda: Case(nets.Thin(), rows.ids(5, 6, 9, classes=3), "classification"),
     "mlp": lambda: Case(nets.MLP(4), rows.points(6, (5,), classes=4), "classification"),
@@ -334,18 +406,8 @@ TEXT = tuple(
     if name
     in {
         *("gpt2", "llama-tied", "llama-untied", "qwen2-tied", "qwen2-untied", "qwen3", "gemma2"),
-        *(
-            "gpt-neox",
-            "opt",
-            "mixtral",
-            "qwen2-moe",
-            "gpt-oss",
-            "bert-mlm",
-            "albert-mlm",
-            "bert",
-            "albert",
-        ),
-        *("llama-classifier", "llama-classifier-unpadded", "lora"),
+        *("gpt-neox", "opt", "mixtral", "qwen2-moe", "gpt-oss", "bert-mlm", "albert-mlm", "bert"),
+        *("albert", "llama-classifier", "llama-classifier-unpadded", "lora", "dora", "ia3"),
     }
 )
 

@@ -90,6 +90,63 @@ class Signals(nn.Module):
         return self.head(x.square().mean(2))
 
 
+class Planes(nn.Module):
+    """Transposed convolutions, one with groups, one with dilation and output padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 4, 2, padding="same", padding_mode="circular")
+        self.up = nn.ConvTranspose2d(4, 6, (3, 2), stride=2, padding=(1, 0), groups=2)
+        self.norm = nn.GroupNorm(2, 6)
+        self.out = nn.ConvTranspose2d(6, 3, 2, stride=(2, 1), dilation=2, output_padding=(1, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.norm(self.up(torch.tanh(self.down(x)))))
+        return self.out(x).square().mean((2, 3))
+
+
+class Volumes(nn.Module):
+    """Three dimensions down and up, a group norm between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv3d(2, 6, (2, 3, 1), stride=(1, 2, 2), padding=(0, 1, 0))
+        self.norm = nn.GroupNorm(3, 6)
+        self.up = nn.ConvTranspose3d(6, 4, (1, 2, 2), stride=(1, 2, 1), bias=False)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.up(torch.tanh(self.norm(self.down(x)))))
+        return self.head(x.flatten(2).square().mean(2))
+
+
+class Recurrent(nn.Module):
+    """Two layers in both directions, their weights used at every step inside one kernel."""
+
+    def __init__(self, kind: type[nn.RNNBase]):
+        super().__init__()
+        self.embed = nn.Linear(4, 5)
+        self.cells = kind(5, 3, num_layers=2, bidirectional=True, batch_first=True, dropout=0.5)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cells(torch.tanh(self.embed(x)))[0].mean(1))
+
+
+class WeightNorm(nn.Module):
+    """Weights made of a direction and a length: per output, per input, and in a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.utils.parametrizations.weight_norm(nn.Conv1d(2, 4, 3))
+        self.middle = nn.utils.parametrizations.weight_norm(nn.Linear(4, 5))
+        self.head = nn.utils.parametrizations.weight_norm(nn.Linear(5, 3), dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.conv(x)).transpose(1, 2)
+        return self.head(torch.tanh(self.middle(x)).mean(1))
+
+
 class Attention(nn.Module):
     """nn.MultiheadAttention uses in_proj and out_proj without calling modules; [T, B, F] inside."""
 

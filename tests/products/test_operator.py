@@ -136,7 +136,7 @@ def test_half_the_quadratic_form_is_the_divergence(name):
     for row in case.rows:
         at, _ = brute.supervised(row, case.likelihood)
         p, q = (brute.outputs(m, row)[at].log_softmax(-1) for m in (twin, moved))
-        divergence += float((p.exp() * (p - q)).sum())
+        divergence += float((p.exp() * (p - q)).sum().detach())
     assert op.quadratic(delta) * op.n_units / 2 == pytest.approx(divergence, rel=1e-3)
 
 

@@ -315,7 +315,7 @@ def test_sums_that_do_not_fit_the_layout_are_named():
 @pytest.mark.parametrize(
     ("structure", "layout", "said"),
     [
-        ("kfac", (dense("linear"),), "KFACFisher has blocks of the kinds.*dense block linear"),
+        ("ekfac", (kron("linear"),), "EKFACFisher has blocks of the kinds.*kronecker block linear"),
         ("block", (kron("linear"),), "BlockFisher.*not the kronecker"),
         ("dense", (dense("linear"), dense("bias")), "one block over all parameters, not 2"),
         ("kfac", (kron("linear", "k_bias"),), "'k_bias' has shape.*3 outputs.*not its bias"),

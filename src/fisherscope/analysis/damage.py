@@ -17,6 +17,7 @@ from fisherscope.data import batches
 from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType
 from fisherscope.engine.displace import displaced
 from fisherscope.engine.losses import example_losses
+from fisherscope.engine.quantised import stored
 from fisherscope.engine.scores import Score
 from fisherscope.engine.selection import select
 from fisherscope.engine.sweep import Labelling, Sweep
@@ -120,7 +121,7 @@ def damage(
             "use fs.operator(model, data, curvature='ggn').quadratic(delta) / 2"
         )
     deltas = _labelled(delta)
-    known = select(model)
+    known = select(model) | _quantised(model, deltas)
     moves = {label: _checked(label, move, model, known) for label, move in deltas.items()}
     names = [n for n in known if any(n in move for move in moves.values())]
     config = FisherConfig(
@@ -208,10 +209,17 @@ def _labelled(delta: Delta | Mapping[str, Delta]) -> dict[str, Delta]:
     return {label: cast(Delta, move) for label, move in delta.items()}
 
 
+def _quantised(model: nn.Module, deltas: Mapping[str, Delta]) -> dict[str, nn.Parameter]:
+    """The quantised weights among those that move, which have to be asked for."""
+    named = {name for move in deltas.values() for name in move}
+    integers = [n for n, p in model.named_parameters() if not p.is_floating_point() and n in named]
+    return select(model, [glob.escape(name) for name in integers]) if integers else {}
+
+
 def _checked(
     label: str, move: Delta, model: nn.Module, known: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
-    canonical = {id(p): name for name, p in known.items()}
+    canonical = {id(stored(p)): name for name, p in known.items()}
     aliases = dict(model.named_parameters(remove_duplicate=False))
     found: dict[str, Tensor] = {}
     for name, value in move.items():

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from fisherscope.engine.head import FusedHead, Head
 from fisherscope.engine.layers import rule_for
 from fisherscope.engine.observer import BoundRule
+from fisherscope.engine.quantised import stored
 
 SLOW = "one example at a time through autograd"
 
@@ -94,7 +95,7 @@ def bind(
     Returns:
         A coverage in which each requested parameter occurs exactly once.
     """
-    names = {id(parameter): name for name, parameter in requested.items()}
+    names = {id(stored(parameter)): name for name, parameter in requested.items()}
     fused = head.module if isinstance(head, FusedHead) else None
     bound: list[BoundRule] = []
     labels: dict[str, list[str]] = {}

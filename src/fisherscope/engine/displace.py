@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fisherscope.engine.quantised import movable
+
 
 @contextmanager
 def displaced(
@@ -30,7 +32,8 @@ def displaced(
         with torch.no_grad():
             for name, move in delta.items():
                 parameters[name].data = (kept[name] + move.to(kept[name])).to(kept[name].dtype)
-        yield
+        with movable(parameters[name] for name in delta):
+            yield
     finally:
         for name, original in kept.items():
             parameters[name].data = original

@@ -167,10 +167,6 @@ class Observer:
                 raise UnexpectedShapeError(f"the module returned a {type(output).__name__}")
             saved = bound.rule.save(args, output)
             self.called.update(bound.names.values())
-            if self._batch > 1:
-                bound.layouts.add(layout(saved[0], self._extent))
-                if len(bound.layouts) > 1:
-                    raise UnexpectedShapeError("its input changes its layout between batches")
         except UnexpectedShapeError as error:
             self._fail(bound, error)
             return output
@@ -272,6 +268,12 @@ class Observer:
 
     def _score(self, bound: BoundRule, saved: tuple[Tensor, ...], gradient: Tensor) -> None:
         try:
+            # Not in the forward pass: a use that gets no gradient may have any layout (DoRA
+            # sends a unit matrix through its adapters to learn a norm).
+            if self._batch > 1:
+                bound.layouts.add(layout(saved[0], self._extent))
+                if len(bound.layouts) > 1:
+                    raise UnexpectedShapeError("its input changes its layout between batches")
             with torch.no_grad():
                 for local, score in bound.rule.scores(saved, gradient.detach(), self._batch):
                     if local in bound.names:

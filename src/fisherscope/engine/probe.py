@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
 Callback = Callable[[tuple[Tensor, ...], Tensor], None]
 
@@ -77,6 +78,9 @@ def watch(output: Tensor, anchor: Tensor, callback: Callback, *saved: Tensor) ->
         # Somebody's hook asked for input gradients, so that checkpointing works with frozen
         # embeddings. The anchor does that; a leaf can't be marked as changed in place.
         output = output.detach()
+    elif output._is_view() and isinstance(output.grad_fn, BackwardCFunction):
+        # A view made inside somebody's own autograd function: torch forbids to mark it.
+        output = output.clone()
     return Probe.apply(output, anchor, callback, *saved)
 
 

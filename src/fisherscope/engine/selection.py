@@ -10,7 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from fisherscope.errors import CoverageError, NonFiniteError, ParameterError
+from fisherscope.engine.quantised import usable
+from fisherscope.errors import NonFiniteError, ParameterError
 from fisherscope.naming import Layers, Selection, Selector, address, described, selectors, stacks
 
 
@@ -28,15 +29,16 @@ def select(model: nn.Module, selection: Selection = None) -> dict[str, nn.Parame
             - :func:`fisherscope.layers`, or ``"layers[3:7]"`` in text;
             - a predicate ``(name, parameter) -> bool``.
 
-            Default: ``None``, which takes all floating-point parameters.
+            Default: ``None``, which takes all floating-point parameters; the quantised weight
+            of a linear layer has to be asked for.
 
     Returns:
-        Name to parameter in the model's order.
+        Name to parameter in the model's order; for a quantised weight a stand-in of the
+        shape [out, in] that it has unquantised.
 
     Raises:
         ParameterError: If the model has no parameters, or a selector is of no known kind or
             takes none of them.
-        CoverageError: If integer parameters are asked for.
     """
     canonical = {id(parameter): name for name, parameter in model.named_parameters()}
     everything = dict(model.named_parameters())
@@ -53,13 +55,7 @@ def select(model: nn.Module, selection: Selection = None) -> dict[str, nn.Parame
                 f"no parameter matches {described(selector)}{_hint(selector, aliases)}"
             )
         wanted |= found
-    integers = [n for n in everything if n in wanted and not everything[n].is_floating_point()]
-    if integers:
-        raise CoverageError(
-            f"{', '.join(integers[:5])} hold integers (quantised weights), which have no score; "
-            "leave them out of parameters=, or load the model unquantised"
-        )
-    return {n: p for n, p in everything.items() if n in wanted}
+    return usable(model, {n: p for n, p in everything.items() if n in wanted})
 
 
 def _taken(selector: Selector, aliases: dict[str, nn.Parameter]) -> list[str]:

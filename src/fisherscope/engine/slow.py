@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fisherscope.data import Batch
 from fisherscope.engine.head import call_model
 from fisherscope.engine.probe import anchored
+from fisherscope.engine.quantised import movable
 from fisherscope.labels import Wanted
 from fisherscope.likelihoods import Likelihood
 
@@ -37,7 +38,7 @@ def one_by_one(
         parameter.requires_grad_(True)
         parameter.grad = None
     try:
-        with torch.enable_grad(), anchored(model):
+        with torch.enable_grad(), anchored(model), movable(parameters.values()):
             output = likelihood.outputs(call_model(model, batch), labels[0][0])
         for number, (targets, wanted) in enumerate(labels):
             rows = output.detach().reshape(-1, output.shape[-1])

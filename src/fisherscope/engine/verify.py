@@ -67,7 +67,7 @@ def cover(
         seen = SharedInputs()
         found, called = _disagreements(model, likelihood, coverage, pair, reference, seen)
         if not found:
-            idle = {n for n in requested if n not in called and n not in slow}
+            idle = {n for n in requested if n not in called and n not in coverage.slow}
             if not idle:
                 return replace(coverage, shared=seen.groups())
             # Whoever uses them in a later batch might do so behind the module's back.

@@ -20,8 +20,7 @@ def numbers(result) -> dict[str, np.ndarray]:
     return {key: np.asarray(v) for key, v in fields.items() if not isinstance(v, str)}
 
 
-# Would catch: an unseeded generator (also ARPACK's own, on the operator of low rank, whose
-# Krylov space closes early), or one shared between calls.
+# Would catch: an unseeded generator, or one shared between calls.
 @each
 @pytest.mark.parametrize("kind", ["geometric", "low_rank"])
 def test_the_seed_decides(name, kind):

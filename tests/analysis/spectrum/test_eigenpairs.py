@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse.linalg
 from scipy.sparse.linalg import LinearOperator
 
 from analysis.spectrum.matrices import NAMES, SPECTRA, N, Watched, basis, matrix, symmetric
@@ -34,7 +35,7 @@ def test_top_of_each_spectrum(name, k):
 
 # Would catch: ARPACK passing over an eigenvalue near zero (its tolerance is relative to each):
 # of 0, -1, -2, ... it answers -1 and -2 for the top two, and calls them converged. Also copies
-# of a multiple eigenvalue, and zeros of an operator of low rank.
+# of a multiple eigenvalue, zeros of an operator of low rank, and a shift that leaves nothing.
 @pytest.mark.parametrize(
     "spectrum",
     [
@@ -42,11 +43,12 @@ def test_top_of_each_spectrum(name, k):
         np.r_[np.full(10, 5.0), np.full(90, 1.0)],
         np.r_[np.full(3, 5.0), np.full(90, -1e-9)],
         np.ones(60),
+        -np.ones(60),
         np.zeros(60),
         np.linspace(-1, 0.1, 80),
         np.r_[-100.0, np.linspace(-1, 1, 79)],
     ],
-    ids=["negative", "multiple", "low-rank", "identity", "zero", "indefinite", "outlier"],
+    ids=["negative", "multiple", "low-rank", "identity", "minus", "zero", "indefinite", "outlier"],
 )
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("k", [2, 4, 12])
@@ -62,6 +64,22 @@ def test_vectors_are_the_eigenvectors():
     found = top_eigenpairs(matrix("geometric"), 4, tolerance=1e-10)
     overlap = np.abs(basis()[:, :4].T @ found.eigenvectors)
     np.testing.assert_allclose(overlap, np.eye(4), atol=1e-8)
+
+
+# Would catch: ARPACK going on from a vector of its own where the Krylov space closes: recent
+# versions of scipy draw it anew in each call unless they are given a generator.
+def test_arpack_is_given_a_seeded_generator(monkeypatch):
+    given = []
+
+    def eigsh(*args, rng=None, **options):
+        given.append(rng)
+        return scipy.sparse.linalg.eigsh(*args, **options)
+
+    monkeypatch.setattr("fisherscope.analysis.spectrum.eigenpairs.eigsh", eigsh)
+    for seed in (2, 2, 3):
+        top_eigenpairs(matrix("flat"), 4, seed=seed)
+    first, again, other = (rng.standard_normal() for rng in given)
+    assert first == again != other
 
 
 # Would catch: a tolerance that is not passed on.

@@ -108,7 +108,7 @@ def top_eigenpairs(
         return _result(operand, np.zeros(k), np.eye(n, k), "converged")
     # ARPACK's tolerance is relative to each eigenvalue, and absolute for tiny ones: of an
     # operator in small units it would accept anything, and one near zero it would never accept
-    # and pass over. In units of ``bound`` and shifted by it, all lie between zero and two.
+    # and pass over. In units of ``bound`` and shifted by two, all lie between one and three.
     bound = size + float(np.linalg.norm(sizing.residual))
     found: Outcome = "converged"
     try:
@@ -119,12 +119,12 @@ def top_eigenpairs(
             v0=start[:, 0],
             ncv=width,
             maxiter=max_restarts,
-            **_options(tolerance * size / (2 * bound), seed),
+            **_options(tolerance * size / (3 * bound), seed),
         )
     except ArpackNoConvergence as error:
         values, vectors = error.eigenvalues, error.eigenvectors
         found = "not_converged"
-    result = _result(operand, bound * (values - 1), vectors, found)
+    result = _result(operand, bound * (values - 2), vectors, found)
     # ARPACK bounds residuals by its own recurrence, which does not see noise in the products.
     size = max(size, np.abs(result.eigenvalues).max(initial=0.0))
     if result.residuals.max(initial=0.0) > tolerance * size:
@@ -133,14 +133,14 @@ def top_eigenpairs(
 
 
 class _Shifted(LinearOperator):
-    """``A / bound + I``."""
+    """``A / bound + 2I``."""
 
     def __init__(self, operand: Operand, bound: float) -> None:
         super().__init__(np.dtype(np.float64), operand.shape)
         self._operand, self._bound = operand, bound
 
     def _matmat(self, X: np.ndarray) -> np.ndarray:
-        return self._operand.matmat(X) / self._bound + X
+        return self._operand.matmat(X) / self._bound + 2 * X
 
 
 def _options(tolerance: float, seed: int) -> dict[str, Any]:

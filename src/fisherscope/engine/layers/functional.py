@@ -61,7 +61,8 @@ class _LinearTap(TorchFunctionMode):
                     known.append(output)
         if func is not F.linear or self.rule.tap is None:
             return output
-        x, weight, bias = (*args, *kwargs.values(), None)[:3]
+        given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+        x, weight, bias = given["input"], given["weight"], given.get("bias")
         if not self._is("weight", weight):
             return output
         part = self.rule.shifted if self._is("bias", bias) else self.rule.plain
