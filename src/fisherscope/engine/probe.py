@@ -36,10 +36,13 @@ class Probe(torch.autograd.Function):
                 is modified in place before the backward pass.
 
         Returns:
-            ``output``, now part of the graph.
+            ``output``, now part of the graph, or a tensor that shares its memory.
         """
         ctx.callback = callback
         ctx.save_for_backward(*saved)
+        if _reshaped_product(output):
+            # Changing a view in place costs two copies of its gradient in the backward pass.
+            return output.data
         # Marked as changed in place rather than returned as a view: models that follow a
         # layer by an in-place activation would fail on a view.
         ctx.mark_dirty(output)
@@ -60,6 +63,21 @@ class Probe(torch.autograd.Function):
         saved = ctx.saved_tensors  # checkpointing allows them to be unpacked only once
         ctx.callback(saved, gradient)
         return (gradient, None, None, *([None] * len(saved)))
+
+
+def _reshaped_product(output: Tensor) -> bool:
+    """Whether the output is all of a matrix product with bias, seen in another shape.
+
+    Autograd keeps the factors of such a product but not its result, and nobody else holds
+    that: a tensor of its own on the same memory can then safely take the view's place.
+    """
+    base = output._base
+    return (
+        base is not None
+        and base.grad_fn is not None
+        and base.grad_fn.name() == "AddmmBackward0"
+        and base.numel() == output.numel()
+    )
 
 
 def watch(output: Tensor, anchor: Tensor, callback: Callback, *saved: Tensor) -> Tensor:

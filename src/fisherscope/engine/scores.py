@@ -301,7 +301,8 @@ class DenseScore(Score):
 
     def _add(self, squared: Tensor, total: Tensor) -> Tensor:
         total.add_(squared.sum(0).sum_to_size(total.shape))
-        return squared.flatten(1).sum(1)
+        # Flattening would copy what lies in memory in another order.
+        return squared.sum(tuple(range(1, squared.ndim)))
 
     def squares(self, total: Tensor) -> Tensor:  # noqa: D102
         return torch.cat([self._add(self.gradients(r).square(), total) for r in self._chunks()])

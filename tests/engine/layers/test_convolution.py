@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fisherscope.engine.layers import rule_for
+from fisherscope.engine.layers import convolution, rule_for
 from fisherscope.engine.layers.rule import UnexpectedShapeError
 
 # Torch says that an even kernel with padding="same" costs a copy.
@@ -60,10 +60,14 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 
 # Would catch: an option of the layer that its gradient forgets (dilation, padding by another
-# mode or by name, output padding, groups), or an example that gets another one's images.
+# mode or by name, output padding, groups), or an example that gets another one's images; in
+# the products with patches also channels and kernel swapped.
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("name", [*PLAIN, *OTHER])
-def test_gradients_of_every_example(name, images):
+def test_gradients_of_every_example(name, images, large, monkeypatch):
+    if large:
+        monkeypatch.setattr(convolution, "_FEWEST_EXAMPLES", 100)
     make, size = {**PLAIN, **OTHER}[name]
     rule, saved, cotangent, expected = used(make(), size, images)
     scores = dict(rule.scores(saved, cotangent, B))
@@ -79,9 +83,12 @@ def test_gradients_of_every_example(name, images):
 # Would catch: patches in another order than the weight's, kernel dimensions swapped, a
 # stride taken for a dilation, padding with zeros instead of by the layer's mode, positions
 # of patches and of output gradients that do not correspond.
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("name", PLAIN)
-def test_factors_multiply_to_the_gradient(name, images):
+def test_factors_multiply_to_the_gradient(name, images, large, monkeypatch):
+    if large:
+        monkeypatch.setattr(convolution, "_FEWEST_EXAMPLES", 100)
     make, size = PLAIN[name]
     rule, saved, cotangent, expected = used(make(), size, images)
     score = dict(rule.scores(saved, cotangent, B))["weight"]

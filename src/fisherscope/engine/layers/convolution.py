@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,14 +13,20 @@ from fisherscope.engine.contraction import at_least_fp32
 from fisherscope.engine.layers.rule import Rule, UnexpectedShapeError, fold, tensor_argument
 from fisherscope.engine.scores import DenseScore, Score, VectorScore
 
-# Examples whose weight gradients are formed at once; measured to be best while they stay
-# in the cache.
+# Examples whose weight gradients (or patches) are formed at once; measured to be best while
+# they stay in the cache.
 _MOST_EXAMPLES = 16
 _CHUNK_BYTES = 2**20
+# The backend's kernel needs several examples at a time to be fast. Where fewer than these fit,
+# the weight is so large that a product with the patches outweighs copying them.
+_FEWEST_EXAMPLES = 4
 
 
 class ConvolutionRule(Rule):
-    """Per-example weight gradients from the backend's own kernel, a few examples at a time."""
+    """Per-example weight gradients, a few examples at a time.
+
+    They come from the backend's own kernel or, for large weights, from a product with patches.
+    """
 
     label = "convolution"
 
@@ -79,23 +84,33 @@ class ConvolutionRule(Rule):
             yield "bias", VectorScore(rows)
         if "weight" not in self.parameters:
             return
-        x = self._images(self._pad(at_least_fp32(saved[0])), batch)
-        bytes_each = self.conv.weight.numel() * x.element_size()
+        x = at_least_fp32(saved[0])
+        chunk = self._fitting(self.conv.weight.numel() * x.element_size())
+        form = self._weight_gradients
+        if self._unfolds and chunk < _FEWEST_EXAMPLES:
+            chunk = self._fitting(rows.shape[1] * self.conv.weight[0].numel() * x.element_size())
+            form = self._patch_products
+        else:
+            x = self._pad(x)
+        x = self._images(x, batch)
 
         def gradients(some: slice) -> Tensor:
-            return self._weight_gradients(x[some], g[some])
+            return form(x[some], g[some])
 
         def positions(some: slice) -> Tensor:
             # The weight gradient of squared inputs under squared gradients is the sum over
             # positions of the squared outer products.
-            return self._weight_gradients(x[some].square(), g[some].square())
+            return form(x[some].square(), g[some].square())
 
         def unfolded() -> tuple[Tensor, Tensor]:
             return rows, at_least_fp32(self._patches(saved[0], batch))
 
-        chunk = max(1, min(_MOST_EXAMPLES, _CHUNK_BYTES // bytes_each))
         factors = unfolded if self._unfolds else None
         yield "weight", DenseScore(batch, gradients, positions, chunk, factors)
+
+    @staticmethod
+    def _fitting(bytes_each: int) -> int:
+        return max(1, min(_MOST_EXAMPLES, _CHUNK_BYTES // bytes_each))
 
     @property
     def factored(self) -> bool:  # noqa: D102
@@ -119,19 +134,32 @@ class ConvolutionRule(Rule):
 
     def _patches(self, x: Tensor, batch: int) -> Tensor:
         """Input patches [batch, positions, in * kernel], as in ``weight.reshape(out, -1)``."""
-        conv, dims = self.conv, self._dims
-        width = conv.in_channels * math.prod(conv.kernel_size)
+        self._images(x, batch)  # refuses an input without a batch
+        width = self.conv.weight[0].numel()
+        order = (0, *range(2, 2 + self._dims), 1, *range(2 + self._dims, 2 + 2 * self._dims))
+        return self._windows(x).permute(order).reshape(batch, -1, width)
+
+    def _windows(self, x: Tensor) -> Tensor:
+        """A view of the padded input [images, in, *positions, *kernel]."""
+        conv = self.conv
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-        images = self._images(x, batch).shape[1]
         x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
         for dim, (size, stride, step) in enumerate(
             zip(conv.kernel_size, conv.stride, conv.dilation, strict=True), start=2
         ):
             x = x.unfold(dim, (size - 1) * step + 1, stride)[..., ::step]
-        # [batch * images, in, *positions, *kernel]: views up to here, copied by the reshape.
-        positions = images * math.prod(x.shape[2 : 2 + dims])
-        order = (0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims))
-        return x.permute(order).reshape(batch, positions, width)
+        return x
+
+    def _patch_products(self, x: Tensor, g: Tensor) -> Tensor:
+        """Like :meth:`_weight_gradients`, as one product per example with its patches."""
+        shape, dims, examples = self.conv.weight.shape, self._dims, x.shape[0]
+        # Channels last: a patch is then copied in whole rows of channels.
+        x = x.flatten(0, 1).movedim(1, -1).contiguous().movedim(-1, 1)
+        order = (0, *range(2, 2 + 2 * dims), 1)
+        patches = self._windows(x).permute(order).reshape(examples, -1, shape[1:].numel())
+        rows = g.movedim(2, -1).reshape(examples, -1, shape[0])
+        found = torch.bmm(rows.transpose(1, 2), patches)
+        return found.view(examples, shape[0], *shape[2:], shape[1]).movedim(-1, 2)
 
 
 def match(module: nn.Module) -> Rule | None:
