@@ -70,6 +70,12 @@ def _reshaped_product(output: Tensor) -> bool:
 
     Autograd keeps the factors of such a product but not its result, and nobody else holds
     that: a tensor of its own on the same memory can then safely take the view's place.
+
+    Args:
+        output: A layer's output.
+
+    Returns:
+        Whether it is.
     """
     base = output._base
     return (
