@@ -28,7 +28,7 @@ def test_the_sum_over_a_batch_is_squared_once(name, structure):
     case, draws = models.case(name), 2
     twin, data = brute.twin(name), case.rows[:3]
     fisher = estimate(case, data, structure=structure, draws=draws, seed=4, **OPTIONS)
-    truth = brute.zeros(twin)
+    truth, totals = brute.zeros(twin), []
     for draw in range(draws):
         summed = brute.zeros(twin)
         for row in data:
@@ -38,12 +38,16 @@ def test_the_sum_over_a_batch_is_squared_once(name, structure):
                     summed[n] += g
         for n, g in summed.items():
             truth[n] += g.square()
+        totals.append(sum(float(g.square().sum()) for g in summed.values()) / len(data))
     if structure == "grouped":
         truth = brute.rows_summed(case.model, truth)
     error, where = brute.worst(fisher.sums, truth, case.vanishes)
     assert error <= 1e-5, where
     trace = sum(float(t.sum()) for t in truth.values()) / draws
     assert fisher.ledger.squares.sum() == pytest.approx(trace, rel=1e-5)
+    # Tensors move together: planted, the sum of their variances in place of that of the sum.
+    variance = fisher.ledger.draw_variance_total
+    assert variance == pytest.approx(np.var(totals, ddof=1), rel=1e-3)
     assert np.ptp(fisher.ledger.squares, 0) == pytest.approx(0)
 
 
