@@ -14,6 +14,7 @@ from oracles import models, rows
 from oracles.runs import Stop, estimate, passes, poisoned, same, stop_at
 
 STRUCTURES = ("diagonal", "grouped")
+FACTORED = ("kfac", "kfac(sharing=reduce,widest=3)", "ekfac", "ekfac(bias=separate)", "block")
 OPTIONS = {
     "empirical": {},
     "token": {"unit": "token"},
@@ -45,6 +46,33 @@ def test_resumes_where_it_was_interrupted(monkeypatch, tmp_path, name, structure
     count[0] = 10**6
     same(estimate(case, case.rows[::-1], checkpoint=str(place), **options), whole)
     assert count[0] - 10**6 < resumed < passes(name, **options)
+
+
+# Would catch: factors whose rows or inputs start again, a second pass that resumes from the first
+# one's state or estimates another basis, a batch half in the factors. Interrupted in
+# either pass, the result has the bits of one that was not.
+@pytest.mark.parametrize("options", [*OPTIONS.values(), {"memory_limit": 2400}])
+@pytest.mark.parametrize("structure", FACTORED)
+def test_factors_and_eigenvalues_resume_to_the_same_bits(monkeypatch, tmp_path, structure, options):
+    monkeypatch.setattr(room, "CHECKPOINT_SECONDS", 0.0)
+    options = {**options, "structure": structure, "batch_size": 1}
+    name = "mlp"
+    if "memory_limit" in options and structure == "block":
+        options["memory_limit"] = 10_000
+    data = models.case(name).rows[:3]
+    case = models.fresh(name)
+    count = stop_at(case.model, 0, Stop)
+    whole = estimate(case, data, **options)
+    for call in (count[0] - 1, count[0] - 4):  # in the last round and in the one before
+        case, place = models.fresh(name), tmp_path / str(call)
+        count = stop_at(case.model, call, Stop)
+        with pytest.raises(Stop):
+            estimate(case, data, checkpoint=place, **options)
+        count[0] = 10**6
+        again = estimate(case, data, checkpoint=place, **options)
+        assert all(torch.equal(again.sums[key], total) for key, total in whole.sums.items())
+        assert (again.ledger.squares == whole.ledger.squares).all()
+        assert again.identity == whole.identity and again.coverage == whole.coverage
 
 
 def press_at(model: nn.Module, *calls: int) -> None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import fisherscope as fs
+from fisherscope import passes as passes_room
 from fisherscope import planning
+from fisherscope.engine.sweep import Sweep
 from oracles import models, nets, rows
 from oracles.checks import SLOW
 
@@ -66,6 +68,72 @@ def test_backward_passes(options, passes):
     assert plan.passes == passes
     if passes > 1:
         assert f"{passes} backward passes per batch" in str(plan)
+
+
+# Would catch: columns of the exact expectation left out of the cost, a vocabulary or the tokens
+# not counted, a second pass of EKFAC or the parts under a memory limit forgotten, parts of the
+# factors taken for those of the eigenvalues. Every promise is counted on the model itself.
+@pytest.mark.parametrize(
+    ("name", "options", "passes"),
+    [
+        ("tiny-gpt2", {"fisher_type": "type-2"}, 4 * 7),  # tokens of the longest row, classes
+        ("mlp", {"fisher_type": "type-2"}, 4),
+        ("mlp-regression", {"fisher_type": "type-2"}, 2),
+        ("tiny-bert-mlm", {"fisher_type": "type-2", "structure": "ekfac"}, 3 * 7),
+        ("mlp", {"fisher_type": "mc", "unit": "batch", "draws": 3}, 3),
+        ("tiny-gpt2", {"structure": "kfac", "memory_limit": 1600}, 1),
+        ("llama-untied", {"structure": "ekfac", "memory_limit": 12_000}, 1),
+        ("llama-untied", {"structure": "ekfac", "parameters": "*mlp*", "memory_limit": 9600}, 1),
+    ],
+)
+def test_rounds_and_passes_are_those_that_are_counted(monkeypatch, name, options, passes):
+    case = models.case(name)
+    data = rows.examples(case.rows)
+    plan = fs.plan(case.model, data, **options)
+    counts = []
+    real = Sweep.run
+
+    def run(self, examples, labelling, sink, **others):
+        seen = {}
+
+        def counted(name, score, part, draw):
+            seen.setdefault(name, set()).add(draw)
+            sink(name, score, part, draw)
+
+        found = real(self, examples, labelling, counted, **others)
+        counts.append(max(map(len, seen.values())))
+        return found
+
+    monkeypatch.setattr(passes_room, "Sweep", type("Counted", (Sweep,), {"run": run}))
+    fisher = fs.estimate(case.model, data, progress=False, **options)
+    assert (plan.rounds, plan.passes) == (len(counts), passes)  # one batch holds all examples
+    assert set(counts) == {passes}
+    assert plan.rules == fisher.coverage
+    if "memory_limit" in options:
+        assert plan.rounds > 1 and plan.sums_bytes <= options["memory_limit"]
+    assert f"{passes} backward pass" in str(plan)
+
+
+# Would catch: a time that forgets the columns or the second pass: type-2 of seven classes is
+# tried on four columns.
+def test_the_time_of_type_2_grows_with_tokens_and_classes(monkeypatch):
+    monkeypatch.setattr(planning, "_timed", lambda go: go() or 1.0)
+    case = models.case("tiny-gpt2")
+    data = rows.examples(case.rows)
+    assert fs.plan(case.model, data).seconds == pytest.approx(1)
+    once = fs.plan(case.model, data, fisher_type="type-2").seconds
+    assert once == pytest.approx(7 / 4)
+    twice = fs.plan(case.model, data, fisher_type="type-2", structure="ekfac").seconds
+    assert twice == pytest.approx(2 * once)
+
+
+# Would catch: slow parameters that a structure words differently missing from the list.
+@pytest.mark.parametrize("structure", ["kfac", "ekfac", "block"])
+def test_slow_parameters_of_every_structure(structure):
+    case = models.case("layerscale")
+    plan = fs.plan(case.model, rows.examples(case.rows), structure=structure)
+    assert set(plan.slow) == {n for n in plan.rules if case.is_whole(n)}
+    assert "slow path: temperature (LayerScale.temperature has no fast rule)" in str(plan)
 
 
 # Would catch: a plan of a classifier by tokens.

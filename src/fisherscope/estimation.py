@@ -174,7 +174,7 @@ class _Estimate:
 
     def factors(self, prepared: Prepared) -> KFACFisher:
         """The KFAC whose eigenbasis an EKFAC over the same examples uses."""
-        spec = specs.KFAC(**dataclasses.asdict(prepared.spec))
+        spec = _factors_of(prepared.spec)
         identity = dataclasses.replace(prepared.identity, structure=str(spec))
         config = dataclasses.replace(prepared.config, structure=spec)
         request = dataclasses.replace(prepared, config=config, identity=identity)
@@ -219,10 +219,21 @@ class _Estimate:
         return beside(found, prepared.identity)
 
 
+def _factors_of(spec: specs.Spec) -> specs.KFAC:
+    """The KFAC whose eigenbasis an EKFAC uses."""
+    return specs.KFAC(**dataclasses.asdict(spec))
+
+
 def _checked(basis: KFACFisher, prepared: Prepared) -> KFACFisher:
     if not isinstance(basis, KFACFisher):
         raise ParameterError(f"basis= is a {type(basis).__name__}; pass a Fisher of 'kfac'")
     mine, theirs = prepared.identity, basis.identity
+    wanted = str(_factors_of(prepared.spec))
+    if theirs.structure != wanted:
+        raise ParameterError(
+            f"structure={mine.structure!r} has the eigenbasis of {wanted!r}, but basis= is of "
+            f"{theirs.structure!r}; give both the same options"
+        )
     for name in ("parameters", "model_fingerprint"):
         if getattr(mine, name) != getattr(theirs, name):
             raise IdentityError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from transformers.utils.hub import convert_file_size_to_int
 
 from fisherscope.errors import ParameterError
 from fisherscope.preparation import Prepared
 from fisherscope.structures import KFACFisher
-from fisherscope.structures.accumulation import accumulator
+from fisherscope.structures.accumulation import outline
 
 
 def sums_bytes(prepared: Prepared, basis: KFACFisher | None = None) -> dict[tuple[str, ...], int]:
@@ -21,10 +20,10 @@ def sums_bytes(prepared: Prepared, basis: KFACFisher | None = None) -> dict[tupl
     Returns:
         Names of parameters that can't be estimated apart, to bytes; in the model's order.
     """
-    shapes = {n: torch.empty_like(p, device="meta") for n, p in prepared.parameters.items()}
-    empty = accumulator(prepared.spec, shapes, prepared.coverage, prepared.config.unit, basis)  # type: ignore[arg-type]
+    unit, parameters = prepared.config.unit, prepared.parameters
+    empty = outline(prepared.spec, parameters, prepared.coverage, unit, basis)
     sizes = {key: total.numel() * total.element_size() for key, total in empty.sums.items()}
-    together: dict[str, tuple[str, ...]] = {name: (name,) for name in shapes}
+    together: dict[str, tuple[str, ...]] = {name: (name,) for name in parameters}
     for block in empty.layout:
         names = dict.fromkeys(n for m in (*block.names, block.inputs) if m for n in together[m])
         for name in names:

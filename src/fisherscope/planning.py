@@ -19,7 +19,7 @@ from fisherscope.engine.sweep import Sweep
 from fisherscope.partition import partition, sums_bytes
 from fisherscope.preparation import Prepared, prepare, settled
 from fisherscope.results import Result
-from fisherscope.structures.accumulation import accumulator
+from fisherscope.structures.accumulation import accumulator, outline
 
 _TRIAL_EXAMPLES = 4
 _TRIAL_COLUMNS = 4
@@ -36,8 +36,8 @@ class Plan(Result):
         n_tokens: Number of supervised tokens.
         passes: Backward passes per batch (for the longest batch).
         rounds: Passes over the data: two for EKFAC, more under a ``memory_limit``.
-        memory_bytes: Predicted peak beside the model: sums, and what the largest batch
-            keeps for its backward pass.
+        memory_bytes: Predicted peak beside the model: sums, for EKFAC the eigenvectors of all
+            factors, and what the largest batch keeps for its backward pass.
         sums_bytes: The part of it that the sums take.
         seconds: Predicted time, from a trial on a few examples.
         sizes: Requested parameter to number of elements.
@@ -57,7 +57,7 @@ class Plan(Result):
     @property
     def slow(self) -> dict[str, str]:
         """Parameters on the exact slow path, with the reason."""
-        return {name: text for name, text in self.rules.items() if text.startswith(SLOW)}
+        return {name: text for name, text in self.rules.items() if SLOW in text}
 
     def to_frame(self) -> pd.DataFrame:
         """One row per rule.
@@ -89,7 +89,8 @@ class Plan(Result):
             f"({_size(self.sums_bytes)} of it sums)"
         )
         for name, text in list(self.slow.items())[:5]:
-            lines.append(f"slow path: {name} ({text.removeprefix(SLOW + ': ')})")
+            before, _, reason = text.partition(f"{SLOW}: ")
+            lines.append(f"slow path: {name} ({reason.removesuffix(')' if before else '')})")
         return "\n".join(lines)
 
 
@@ -116,55 +117,50 @@ def plan(
 
 
 def _plan(prepared: Prepared, limit: int | str | None) -> Plan:
-    # The eigenvalues of an EKFAC are taken to cost what its factors do.
-    stages = 2 if isinstance(prepared.spec, specs.EKFAC) else 1
-    first = prepared if stages == 1 else _factors(prepared)
+    stages = [prepared]
+    if isinstance(prepared.spec, specs.EKFAC):
+        stages = [_factors(prepared), prepared]
     groups = batches(prepared.examples, prepared.config.batch_size)
     tokens = [[prepared.likelihood.tokens(e) for e in group] for group in groups]
     labelling = prepared.labelling
     split = (labelling.split or labelling.columns) and prepared.likelihood.tokenwise
     longest = max(map(max, tokens)) if split else 1
     trial = groups[len(groups) // 2][:_TRIAL_EXAMPLES]
-    seconds, kept = _trial(first, trial)
+    # The eigenvalues of an EKFAC are taken to cost what its factors do.
+    seconds, kept = _trial(stages[0], trial)
     work = _work(prepared, groups, bool(split)) / max(_work(prepared, [trial], bool(split)), 1)
     work *= max(1, labelling.columns / _TRIAL_COLUMNS)
-    parts = partition(first, limit)
-    sizes = sums_bytes(first)
-    sums = max(sum(size for names, size in sizes.items() if names[0] in part) for part in parts)
-    sums *= (3 if prepared.config.halves else 1) * stages
+    sums = [size for stage in stages for size in _sums(stage, limit)]
+    most = max(sums) * (3 if prepared.config.halves else 1)
+    basis = sum(sums_bytes(stages[0]).values()) if len(stages) > 1 else 0
     largest = max(_padded(group) for group in groups)
     buffer = max(p.numel() for p in prepared.parameters.values()) * 4
     return Plan(
-        rules=accumulator_text(first),
+        rules=outline(
+            prepared.spec, prepared.parameters, prepared.coverage, prepared.config.unit
+        ).coverage_text(),
         n_parameters=sum(p.numel() for p in prepared.parameters.values()),
         n_examples=len(prepared.examples),
         n_tokens=sum(map(sum, tokens)),
         passes=longest * max(prepared.kept_sets, labelling.columns),
-        memory_bytes=sums + buffer + int(kept * largest / max(_padded(trial), 1)),
-        sums_bytes=sums,
-        seconds=seconds * work * stages * len(parts),
+        memory_bytes=most + basis + buffer + int(kept * largest / max(_padded(trial), 1)),
+        sums_bytes=most,
+        seconds=seconds * work * len(sums),
         sizes={name: p.numel() for name, p in prepared.parameters.items()},
-        rounds=stages * len(parts),
+        rounds=len(sums),
     )
+
+
+def _sums(prepared: Prepared, limit: int | str | None) -> list[int]:
+    """Bytes of the sums of each pass over the data."""
+    sizes = sums_bytes(prepared)
+    parts = partition(prepared, limit)
+    return [sum(size for names, size in sizes.items() if names[0] in part) for part in parts]
 
 
 def _factors(prepared: Prepared) -> Prepared:
     config = replace(prepared.config, structure=specs.KFAC(**asdict(prepared.spec)))
     return replace(prepared, config=config)
-
-
-def accumulator_text(prepared: Prepared) -> dict[str, str]:
-    """How each parameter will be covered.
-
-    Args:
-        prepared: The request.
-
-    Returns:
-        Requested name to a sentence.
-    """
-    shapes = {n: torch.empty_like(p, device="meta") for n, p in prepared.parameters.items()}
-    empty = accumulator(prepared.spec, shapes, prepared.coverage, prepared.config.unit)  # type: ignore[arg-type]
-    return empty.coverage_text()
 
 
 def _padded(group: Sequence[Example]) -> int:

@@ -245,12 +245,11 @@ def _vit() -> nn.Module:
     )
 
 
-def lora(base: nn.Module) -> nn.Module:
+def lora(base: nn.Module, **options: Any) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        r=3, lora_alpha=5, target_modules=["q_proj", "v_proj", "down_proj"], lora_dropout=0.1
-    )
+    options = {"target_modules": ["q_proj", "v_proj", "down_proj"], **options}
+    config = LoraConfig(r=3, lora_alpha=5, lora_dropout=0.1, **options)
     return get_peft_model(base, config)
 
 
@@ -400,6 +399,47 @@ _CASES: dict[str, Callable[[], Case]] = {
     ),
 }
 NAMES = tuple(_CASES)
+
+# Language models of seven words and a few hundred parameters, for whole matrices and for
+# exact expectations over all labels of all tokens.
+_TINY: dict[str, Callable[[], Case]] = {
+    "tiny-gpt2": lambda: _tiny(_tiny_gpt2()),
+    "tiny-lora": lambda: _tiny(_tiny_lora()),
+    "tiny-llama": lambda: _tiny(_tiny_llama()),
+    "tiny-llama-tied": lambda: _tiny(_tiny_llama(tie_word_embeddings=True)),
+    "tiny-bert-mlm": lambda: Case(
+        bert(True, **_FEW, intermediate_size=6, max_position_embeddings=8, type_vocab_size=1),
+        rows.cloze((4, 2, 3), vocabulary=7),
+        "masked-lm",
+        zero=("*.key.bias",),
+    ),
+}
+TINY = tuple(_TINY)
+_FEW: dict[str, Any] = {
+    "vocab_size": 7,
+    "hidden_size": 4,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
+def _tiny(model: nn.Module) -> Case:
+    return Case(model, rows.text((4, 5, 3), vocabulary=7, seed=2), "causal-lm")
+
+
+def _tiny_gpt2() -> nn.Module:
+    sizes = {"vocab_size": 7, "n_embd": 4, "n_layer": 1, "n_positions": 8}
+    return gpt2(**sizes, bos_token_id=None, eos_token_id=None)
+
+
+def _tiny_lora() -> nn.Module:
+    return lora(_tiny_gpt2(), target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)
+
+
+def _tiny_llama(**options: Any) -> nn.Module:
+    return llama(**_FEW, intermediate_size=6, num_key_value_heads=1, **options)
+
+
 TEXT = tuple(
     name
     for name in NAMES
@@ -418,7 +458,7 @@ def case(name: str) -> Case:
     state = torch.get_rng_state()
     torch.manual_seed(sum(map(ord, name)))
     try:
-        found = _CASES[name]()
+        found = (_CASES | _TINY)[name]()
     finally:
         torch.set_rng_state(state)
     randomise(found.model)

@@ -58,7 +58,9 @@ def over_draws(ledger: Ledger, draws: int) -> np.ndarray:
         # One drawn label moves all tensors together, so their variances don't add up;
         # perfect correlation bounds the variance of the sum from above.
         whole = np.square(np.sqrt(variance).sum(1))
-    return np.sqrt(np.append(variance.sum(0), whole.sum()) / draws)
+    # A number that several examples share moves all of its parts together.
+    each = np.column_stack([variance, whole])
+    return np.sqrt(np.square(ledger.by_group(np.sqrt(each))).sum(0) / draws)
 
 
 def bootstrap(

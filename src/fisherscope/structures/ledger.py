@@ -159,6 +159,7 @@ class Ledger:
             draw_variance_total=(
                 None if self.draw_variance_total is None else self.draw_variance_total[rows]
             ),
+            groups=None if self.groups is None else self.groups[rows],
         )
 
 

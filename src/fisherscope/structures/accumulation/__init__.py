@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from fisherscope import specs
@@ -19,7 +21,7 @@ from fisherscope.structures.accumulation.squares import SquaresAccumulator
 if TYPE_CHECKING:
     from fisherscope.structures.kfac import KFACFisher
 
-__all__ = ["Accumulator", "accumulator"]
+__all__ = ["Accumulator", "accumulator", "outline"]
 
 
 def accumulator(
@@ -54,6 +56,36 @@ def accumulator(
     if isinstance(spec, specs.EKFAC) and basis is not None:
         return EigenAccumulator(parameters, coverage, unit, basis.layout, basis.eigenbasis())
     raise ParameterError(f"structure={str(spec)!r} needs the eigenbasis of a KFAC")
+
+
+def outline(
+    spec: specs.Spec,
+    parameters: Mapping[str, nn.Parameter],
+    coverage: Coverage,
+    unit: str,
+    basis: KFACFisher | None = None,
+) -> Accumulator:
+    """The shapes of the sums that a structure keeps, without their memory.
+
+    Args:
+        spec: The structure.
+        parameters: Requested name to parameter.
+        coverage: What covers which parameter.
+        unit: The unit.
+        basis: KFAC whose eigenvectors an EKFAC uses. Default: ``None``, the one that the same
+            parameters would have.
+
+    Returns:
+        Sums on the ``meta`` device.
+    """
+    shapes: Mapping[str, nn.Parameter] = {
+        n: torch.empty_like(p, device="meta")  # type: ignore[misc]
+        for n, p in parameters.items()
+    }
+    if isinstance(spec, specs.EKFAC) and basis is None:
+        factors = outline(specs.KFAC(**dataclasses.asdict(spec)), parameters, coverage, unit)
+        return EigenAccumulator(shapes, coverage, unit, factors.layout, factors.sums)
+    return accumulator(spec, shapes, coverage, unit, basis)
 
 
 def _blocks(

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from fisherscope.engine import contraction
 from fisherscope.engine.contraction import at_least_fp32
 from fisherscope.engine.coverage import Coverage
-from fisherscope.engine.layers import UnexpectedShapeError
 from fisherscope.engine.scores import Score
 from fisherscope.engine.sharing import identical
+from fisherscope.errors import CoverageError
 from fisherscope.structures.accumulation.base import Accumulator, zeros
 from fisherscope.structures.layout import BlockLayout
 
@@ -113,7 +113,11 @@ class EigenAccumulator(Accumulator):
     def _add_weight(self, block: BlockLayout, score: Score) -> Tensor:
         found = score.factors()
         if found is None:
-            raise UnexpectedShapeError("", {block.names[0]: "its score has no Kronecker form"})
+            raise CoverageError(
+                f"{block.names[0]} has Kronecker factors in the basis, but on these data it is "
+                f"covered by {self.coverage.text[block.names[0]]}; estimate the basis over these "
+                "data too, or leave the parameter out"
+            )
         g, a = found
         q, r = self._eigenvectors(block)
         joint = len(block.names) > 1
