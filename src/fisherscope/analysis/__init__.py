@@ -5,7 +5,8 @@ from fisherscope.analysis.concentration import Concentration, concentration
 from fisherscope.analysis.damage import Damage, damage
 from fisherscope.analysis.descent import descent_step
 from fisherscope.analysis.importance import Importance, importance
-from fisherscope.analysis.masks import Overlap, masks, overlap
+from fisherscope.analysis.masks import masks
+from fisherscope.analysis.overlap import Overlap, overlap
 from fisherscope.analysis.recycled import RecycledComparison, compare_recycled
 from fisherscope.analysis.similarity import Similarity, similarity
 from fisherscope.analysis.top import TopCoordinates, top_coordinates
