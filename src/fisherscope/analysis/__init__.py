@@ -4,6 +4,7 @@ from fisherscope.analysis import spectrum
 from fisherscope.analysis.concentration import Concentration, concentration
 from fisherscope.analysis.damage import Damage, damage
 from fisherscope.analysis.descent import descent_step
+from fisherscope.analysis.directions import TopDirections, top_directions
 from fisherscope.analysis.importance import Importance, importance
 from fisherscope.analysis.masks import masks
 from fisherscope.analysis.overlap import Overlap, overlap
@@ -19,6 +20,7 @@ __all__ = [
     "RecycledComparison",
     "Similarity",
     "TopCoordinates",
+    "TopDirections",
     "compare_recycled",
     "concentration",
     "damage",
@@ -29,4 +31,5 @@ __all__ = [
     "similarity",
     "spectrum",
     "top_coordinates",
+    "top_directions",
 ]

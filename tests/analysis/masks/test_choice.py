@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from analysis.builders import draw, fisher_of, like, model
 from fisherscope.analysis import masks
 from fisherscope.errors import ParameterError
+from structures.matrices import explicit, make
 
 SHAPES = {"model.layers.0.fc.weight": (6, 5), "model.layers.1.fc.weight": (7, 3)}
 
@@ -116,6 +117,17 @@ def test_grouped_fishers_have_no_scores_of_single_weights():
     with pytest.raises(ParameterError, match='structure="diagonal"'):
         masks(fisher, 0.5)
     assert masks(fisher, 0.5, method="random").keys() == SHAPES.keys()
+
+
+@pytest.mark.parametrize("structure", ["kfac mixed", "ekfac transposed", "block", "dense"])
+def test_block_structures_are_read_through_their_diagonal(structure):
+    # Would catch: a structure's own numbers (factors, eigenvalues) taken for parameters' scores.
+    fisher = make(structure)
+    found = masks(fisher, 0.5, protect=None)
+    diagonal = np.diag(explicit(fisher))
+    kept = np.concatenate([found[name].numpy().ravel() for name in fisher.identity.parameters])
+    assert kept.sum() == len(kept) - round(len(kept) / 2)
+    assert diagonal[kept].min() >= diagonal[~kept].max()
 
 
 @pytest.mark.parametrize(
