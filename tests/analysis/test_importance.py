@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import torch
 from analysis.builders import draw, fisher_of, like, model
 from fisherscope.analysis import importance
 from fisherscope.errors import ParameterError
+from structures.matrices import explicit, make
 
 SHAPES = {
     "model.embed_tokens.weight": (7, 3),
@@ -238,3 +240,20 @@ def test_what_is_impossible_is_said():
     for options in ({}, {"per": "head"}, {"per": "tensor", "method": "obd"}):
         with pytest.raises(ParameterError, match='structure="diagonal"'):
             importance(grouped, m, **options)
+
+
+@pytest.mark.parametrize("structure", ["kfac mixed", "ekfac mixed", "block", "dense"])
+def test_block_structures_are_read_through_their_diagonal(structure):
+    # Would catch: the factors' numbers taken for the parameters', draws counted twice.
+    fisher = make(structure, draws=3)
+    found = importance(fisher, normalize=False)
+    start, diagonal = 0, np.diag(explicit(fisher)) / fisher.denominator()
+    for name, shape in fisher.identity.parameters.items():
+        part = diagonal[start : start + math.prod(shape)]
+        start += len(part)
+        assert tuple(found.values[name].shape) == shape
+        np.testing.assert_allclose(found.values[name].numpy().ravel(), part, rtol=1e-9)
+        row = found.to_frame().set_index("tensor").loc[name]
+        assert row["importance"] == pytest.approx(part.sum())
+    assert found.total == pytest.approx(diagonal.sum())
+    assert importance(fisher, per="layer").to_frame()["share"].sum() == pytest.approx(1)

@@ -4,8 +4,10 @@ from fisherscope.analysis import spectrum
 from fisherscope.analysis.concentration import Concentration, concentration
 from fisherscope.analysis.damage import Damage, damage
 from fisherscope.analysis.descent import descent_step
+from fisherscope.analysis.directions import TopDirections, top_directions
 from fisherscope.analysis.importance import Importance, importance
-from fisherscope.analysis.masks import Overlap, masks, overlap
+from fisherscope.analysis.masks import masks
+from fisherscope.analysis.overlap import Overlap, overlap
 from fisherscope.analysis.recycled import RecycledComparison, compare_recycled
 from fisherscope.analysis.similarity import Similarity, similarity
 from fisherscope.analysis.top import TopCoordinates, top_coordinates
@@ -18,6 +20,7 @@ __all__ = [
     "RecycledComparison",
     "Similarity",
     "TopCoordinates",
+    "TopDirections",
     "compare_recycled",
     "concentration",
     "damage",
@@ -28,4 +31,5 @@ __all__ = [
     "similarity",
     "spectrum",
     "top_coordinates",
+    "top_directions",
 ]

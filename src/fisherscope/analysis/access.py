@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fisherscope.errors import NonFiniteError, ParameterError
-from fisherscope.structures import Fisher, GroupedFisher
+from fisherscope.structures import BlockwiseFisher, Fisher, GroupedFisher
 
 _SHOWN = 5
 _INDEX_BITS = np.uint64(32)
 _INDEX = np.uint64(2**32 - 1)
 
 
-def flat(fisher: Fisher) -> np.ndarray:
-    """All sums of a Fisher, one after another in the model's order.
+def squares(fisher: Fisher) -> dict[str, Tensor]:
+    """Sums of squared scores: of a diagonal or grouped Fisher its own, of others the diagonal's.
 
     Args:
-        fisher: A diagonal or grouped Fisher.
+        fisher: Any Fisher.
+
+    Returns:
+        Parameter name to tensor, not divided by any count; not to be changed in place.
+    """
+    if isinstance(fisher, BlockwiseFisher):
+        return {name: tensor * fisher.draws for name, tensor in fisher.diagonal("sum").items()}
+    return fisher.sums
+
+
+def flat(fisher: Fisher) -> np.ndarray:
+    """All sums of squared scores, one after another in the model's order.
+
+    Args:
+        fisher: Any Fisher.
 
     Returns:
         Vector of the sums' own type (not divided by any count), a copy.
     """
-    names = fisher.identity.parameters
-    return np.concatenate([fisher.sums[name].reshape(-1).numpy() for name in names])
+    sums = squares(fisher)
+    return np.concatenate([sums[name].reshape(-1).numpy() for name in fisher.identity.parameters])
 
 
 def extents(fisher: Fisher) -> dict[str, slice]:
     """Where each tensor lies in :func:`flat`.
 
     Args:
-        fisher: A diagonal or grouped Fisher.
+        fisher: Any Fisher.
 
     Returns:
         Parameter name to slice.
     """
     places, start = {}, 0
-    for name in fisher.identity.parameters:
-        stop = start + fisher.sums[name].numel()
+    for name, shape in fisher.identity.parameters.items():
+        grouped = isinstance(fisher, GroupedFisher)
+        stop = start + (fisher.sums[name].numel() if grouped else math.prod(shape))
         places[name] = slice(start, stop)
         start = stop
     return places

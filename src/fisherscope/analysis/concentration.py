@@ -67,7 +67,8 @@ def concentration(fisher: Fisher) -> Concentration:
     logarithmic scale.
 
     Args:
-        fisher: A diagonal Fisher; of a grouped one the groups are the coordinates.
+        fisher: Any Fisher; of a grouped one the groups are the coordinates, of the block
+            structures the diagonal is read.
 
     Returns:
         The curve with a split-half band, and the participation ratio.

@@ -26,6 +26,7 @@ _LAYOUT = {
     **dict.fromkeys(("gpt2", "phi3", "modernbert"), "blocks"),
     **dict.fromkeys(("gpt_neox", "bloom", "falcon", "gpt_bigcode"), "groups"),
 }
+_ELSE = 'Use per="module" or per="tensor" (for masks structure="weight" or "neuron") instead.'
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ def heads(model: nn.Module, parameters: Iterable[str]) -> list[Head]:
     wanted = dict.fromkeys(parameters)
     if getattr(model, "config", None) is None:
         raise ParameterError(
-            'per="head" needs the number of heads from model.config, and this model has no '
-            'config. Use per="module" or per="tensor".'
+            "attention heads need their number from model.config, and this model has no config. "
+            + _ELSE
         )
     present = dict(model.named_parameters(remove_duplicate=False))
     found: list[Head] = []
@@ -123,9 +124,8 @@ def heads(model: nn.Module, parameters: Iterable[str]) -> list[Head]:
             found += _split(role, attention, shapes, transposed, geometry)
     if not found:
         raise ParameterError(
-            'per="head" found no attention projection among the parameters. Known names: '
-            f'{", ".join([*_SEPARATE, *sorted(_FUSED)])}. Use per="module" or '
-            'per="tensor".'
+            "no attention projection is among the parameters. Known names: "
+            f"{', '.join([*_SEPARATE, *sorted(_FUSED)])}. {_ELSE}"
         )
     return found
 
@@ -151,8 +151,8 @@ def _projections(attention: str, present: dict[str, Any]) -> Iterator[tuple[str,
             yield "o", f"{root}.{projection}"
             return
     raise ParameterError(
-        f'per="head" cannot find the output projection of {attention!r}; known names: '
-        f'{", ".join(_OUTPUT)}. Use per="module" or per="tensor".'
+        f"cannot find the output projection of {attention!r}; known names: "
+        f"{', '.join(_OUTPUT)}. {_ELSE}"
     )
 
 
@@ -168,8 +168,8 @@ def _geometry(model: nn.Module, attention: str) -> _Geometry:
         count = getattr(config, "decoder_attention_heads", count)
     if not count:
         raise ParameterError(
-            f'per="head" needs num_attention_heads, which the configuration for {attention!r} '
-            'does not have. Use per="module" or per="tensor".'
+            "attention heads need num_attention_heads, which the configuration for "
+            f"{attention!r} does not have. {_ELSE}"
         )
     kv_heads = getattr(config, "num_key_value_heads", None) or count
     model_type = getattr(config, "model_type", "")
@@ -230,9 +230,8 @@ def _places(role: str, name: str, g: _Geometry) -> Iterator[tuple[str, int, int,
         return
     if g.layout is None:
         raise ParameterError(
-            f'per="head" does not know how {name!r} lays out queries, keys and values for model '
-            f"type {g.model_type!r}; known: {', '.join(sorted(_LAYOUT))}. Use "
-            'per="module" or per="tensor".'
+            f"it is not known how {name!r} lays out queries, keys and values for model "
+            f"type {g.model_type!r}; known: {', '.join(sorted(_LAYOUT))}. {_ELSE}"
         )
     for head in range(g.heads):
         group, member = divmod(head, queries)
@@ -248,6 +247,5 @@ def _places(role: str, name: str, g: _Geometry) -> Iterator[tuple[str, int, int,
 def _fits(name: str, shape: tuple[int, ...], actual: int, expected: int, g: _Geometry) -> None:
     if actual != expected:
         raise ParameterError(
-            f'per="head": {name!r} has shape {shape}, but {g} need {expected} along the heads. '
-            'Use per="module" or per="tensor".'
+            f"{name!r} has shape {shape}, but {g} need {expected} along the heads. {_ELSE}"
         )

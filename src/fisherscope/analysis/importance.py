@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from fisherscope.analysis.access import require_diagonal, weights
+from fisherscope.analysis.access import require_diagonal, squares, weights
 from fisherscope.analysis.heads import Head, heads
 from fisherscope.errors import ParameterError
 from fisherscope.naming import addresses, stacks
@@ -99,7 +99,8 @@ def importance(
     of the tensors' trace. Otherwise they are NaN and nothing is called reliable.
 
     Args:
-        fisher: A diagonal Fisher; a grouped one for ``"fisher"`` per tensor, layer or module.
+        fisher: Any Fisher; a grouped one only for ``"fisher"`` per tensor, layer or module. Of
+            the block structures the diagonal is read.
         model: The model that was estimated; needed for ``"obd"`` and for heads.
         method: ``"fisher"`` or ``"obd"``. Default: ``"fisher"``.
         per: ``"parameter"``; ``"tensor"``; ``"layer"`` (what lies outside the layers has
@@ -226,8 +227,9 @@ def _sums(
     members: list[list[str]],
 ) -> tuple[np.ndarray, float]:
     # Importance of each aggregate and of all parameters, mean per unit, not normalised.
+    squared = squares(fisher)
     whole = {
-        name: _total(fisher.sums[name], None if theta is None else theta[name])
+        name: _total(squared[name], None if theta is None else theta[name])
         for name in fisher.identity.parameters
     }
     denominator = fisher.denominator()
@@ -237,7 +239,7 @@ def _sums(
         sums = [
             math.fsum(
                 _total(
-                    part.of(fisher.sums[part.tensor]),
+                    part.of(squared[part.tensor]),
                     None if theta is None else part.of(theta[part.tensor]),
                 )
                 for part in head.parts
@@ -268,7 +270,11 @@ def _count(fisher: Fisher, names: list[str]) -> int:
 
 
 def _head_count(fisher: Fisher, head: Head) -> int:
-    return sum(part.of(fisher.sums[part.tensor]).numel() for part in head.parts)
+    shapes = fisher.identity.parameters
+    return sum(
+        math.prod(shapes[part.tensor]) // shapes[part.tensor][part.dim] * part.length
+        for part in head.parts
+    )
 
 
 def _ledger_errors(fisher: Fisher, members: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:

@@ -12,9 +12,10 @@ import pandas as pd
 
 from fisherscope.analysis.access import extents, flat
 from fisherscope.analysis.agreement import CHUNK, Metric, Vector, agreement, metrics
+from fisherscope.analysis.matrices import matrix_agreement
 from fisherscope.errors import IdentityError, ParameterError
 from fisherscope.results import Result
-from fisherscope.structures import Fisher
+from fisherscope.structures import BlockwiseFisher, Fisher
 from fisherscope.structures.diagonal import COMPARABLE
 
 Outcome = Literal["ok", "no_halves", "zero_fisher"]
@@ -25,18 +26,20 @@ _FEWEST = 19
 
 @dataclass(frozen=True, eq=False)
 class Similarity(Result):
-    """Similarity of two Fishers in five metrics, each with a ceiling and a floor.
+    """Similarity of two Fishers in several metrics, each with a ceiling and a floor.
 
     Attributes:
-        k: Number of coordinates in each top set of the Jaccard index.
+        k: Number of coordinates in each top set of the Jaccard index; 0 for block structures.
         n: Number of coordinates compared: parameters, or groups of grouped Fishers.
         n_a: Number of examples behind the first Fisher.
         n_b: Number of examples behind the second.
-        permutations: Number of permutations behind the floor.
+        permutations: Number of permutations behind the floor; 0 for block structures.
         outcome: ``"ok"``; ``"no_halves"`` (no ceiling and no cross-half values: estimate
             both with ``halves=True``); ``"zero_fisher"`` (one of them is zero everywhere,
             and nothing can be said).
         frame: One row per metric, see :meth:`to_frame`.
+        blocks: For block structures one row per block, see :func:`matrix_agreement`; otherwise
+            ``None``.
     """
 
     k: int
@@ -46,6 +49,7 @@ class Similarity(Result):
     permutations: int
     outcome: Outcome
     frame: pd.DataFrame
+    blocks: pd.DataFrame | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """One row per metric.
@@ -72,11 +76,18 @@ class Similarity(Result):
             The value.
 
         Raises:
-            ParameterError: If there is no such metric.
+            ParameterError: If there is no such metric, or not for these Fishers.
         """
         if metric not in get_args(Metric):
             raise ParameterError(f"metric={metric!r} is unknown; use {list(get_args(Metric))}.")
         values = dict(zip(self.frame["metric"], self.frame["value"], strict=True))
+        if metric not in values:
+            raise ParameterError(
+                f"metric={metric!r} is not defined for these matrices, which have {list(values)}: "
+                "ranks and top sets are of single parameters (compare Fishers of "
+                'structure="diagonal"), and the overlap of two EKFACs needs equal eigenvectors '
+                "(estimate both with the same basis=)."
+            )
         return float(values[metric])
 
 
@@ -89,8 +100,9 @@ def similarity(
     permutations: int = 20,
     across_models: bool = False,
 ) -> Similarity:
-    r"""How alike the Fisher diagonals of two tasks are.
+    r"""How alike the Fishers of two tasks are.
 
+    Diagonals (and groups' sums) are compared as vectors, in five metrics:
     ``cosine`` and ``pearson`` are carried by the few largest coordinates, ``spearman`` (ties
     share their mean rank) counts all alike. ``jaccard`` is the size of the intersection over
     that of the union of the ``k`` largest coordinates of each; of equal values the lower
@@ -98,6 +110,13 @@ def similarity(
     ``bhattacharyya`` is the overlap of Kirkpatrick et al., :math:`1 - d^2` with
     :math:`d^2 = \tfrac12 \| \hat F_a^{1/2} - \hat F_b^{1/2} \|^2` and both traces scaled to
     one, that is :math:`\sum_i \sqrt{a_i b_i} / \sqrt{\sum_i a_i \sum_i b_i}`.
+
+    The block structures (KFAC, EKFAC, per tensor or layer, dense) are compared as matrices:
+    ``cosine`` with Frobenius products, and ``bhattacharyya`` in its full form, :math:`d^2 =
+    \tfrac12 \mathrm{tr} (\hat F_a + \hat F_b - 2 (\hat F_a^{1/2} \hat F_b \hat
+    F_a^{1/2})^{1/2})`, exactly: of Kronecker products it is the product over the factors. Two
+    EKFACs have it only in one basis. ``blocks`` of the result has both per layer. There is no
+    floor: permuted parameters would leave the structure.
 
     Neither one nor zero is what to compare a value with. *Ceiling*: two estimates of one
     task from different examples are not equal either. It and the cross-half values need
@@ -136,6 +155,8 @@ def similarity(
     if permutations < 0:
         raise ParameterError(f"permutations={permutations!r} must be at least 0.")
     ignored = (*COMPARABLE, *(("model_fingerprint", "dtype") if across_models else ()))
+    if isinstance(fisher_a, BlockwiseFisher) and isinstance(fisher_b, BlockwiseFisher):
+        return _of_matrices(fisher_a, fisher_b, ignored)
     fisher_a.identity.check(fisher_b.identity, ignore=ignored)
     for name in fisher_a.identity.parameters:
         mine, theirs = tuple(fisher_a.sums[name].shape), tuple(fisher_b.sums[name].shape)
@@ -156,22 +177,6 @@ def similarity(
         cross = [agreement(x, y) for x in of_a for y in of_b]
         ceilings = [agreement(*of_a), agreement(*of_b)]
 
-    rows = []
-    for metric in get_args(Metric):
-        crossed = [c[metric] for c in cross] or [math.nan]
-        permuted = [f[metric] for f in floor]
-        rows.append({
-            "metric": metric,
-            "value": value[metric],
-            "halves": float(np.mean(crossed)),
-            "low": min(crossed),
-            "high": max(crossed),
-            "ceiling": float(np.mean([c[metric] for c in ceilings])) if ceilings else math.nan,
-            "floor": float(np.mean(permuted)) if permuted else math.nan,
-            "floor_high": _limit(permuted),
-            "n_a": fisher_a.n_examples,
-            "n_b": fisher_b.n_examples,
-        })
     zero = not (a.total > 0 and b.total > 0)
     return Similarity(
         k=a.k,
@@ -180,8 +185,57 @@ def similarity(
         n_b=fisher_b.n_examples,
         permutations=permutations,
         outcome="zero_fisher" if zero else "ok" if cross else "no_halves",
-        frame=pd.DataFrame(rows),
+        frame=_frame(fisher_a, fisher_b, value, cross, ceilings, floor),
     )
+
+
+def _of_matrices(a: BlockwiseFisher, b: BlockwiseFisher, ignored: tuple[str, ...]) -> Similarity:
+    value, blocks = matrix_agreement(a, b, ignore=ignored)
+    cross: list[dict[Metric, float]] = []
+    ceilings: list[dict[Metric, float]] = []
+    if a.halves is not None and b.halves is not None:
+        pairs = [(x, y) for x in a.halves for y in b.halves]
+        cross = [matrix_agreement(x, y, ignore=ignored)[0] for x, y in pairs]
+        ceilings = [matrix_agreement(*f.halves, ignore=ignored)[0] for f in (a, b) if f.halves]
+    zero = not (a.trace() > 0 and b.trace() > 0)
+    return Similarity(
+        k=0,
+        n=a.n_parameters,
+        n_a=a.n_examples,
+        n_b=b.n_examples,
+        permutations=0,
+        outcome="zero_fisher" if zero else "ok" if cross else "no_halves",
+        frame=_frame(a, b, value, cross, ceilings, []),
+        blocks=blocks,
+    )
+
+
+def _frame(
+    a: Fisher,
+    b: Fisher,
+    value: dict[Metric, float],
+    cross: list[dict[Metric, float]],
+    ceilings: list[dict[Metric, float]],
+    floor: list[dict[Metric, float]],
+) -> pd.DataFrame:
+    rows = []
+    for metric in value:
+        crossed = [c.get(metric, math.nan) for c in cross] or [math.nan]
+        permuted = [f[metric] for f in floor]
+        limits = [c.get(metric, math.nan) for c in ceilings] or [math.nan]
+        rows.append({
+            "metric": metric,
+            "value": value[metric],
+            "halves": float(np.mean(crossed)),
+            "low": min(crossed),
+            "high": max(crossed),
+            "ceiling": float(np.mean(limits)),
+            "floor": float(np.mean(permuted)) if permuted else math.nan,
+            "floor_high": _limit(permuted),
+            "n_a": a.n_examples,
+            "n_b": b.n_examples,
+        })
+    return pd.DataFrame(rows)
 
 
 def _floor(

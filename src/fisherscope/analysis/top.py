@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,7 +73,8 @@ def top_coordinates(
     exactly the size asked for.
 
     Args:
-        fisher: A diagonal Fisher; of a grouped one the largest groups are taken.
+        fisher: Any Fisher; of a grouped one the largest groups are taken, of the block structures
+            the diagonal is read (:func:`top_directions` has their eigenvectors).
         k: How many: in all, or of each tensor (of a smaller tensor all).
         fraction: Instead of ``k``, the fraction to take, between 0 and 1, rounded to the
             nearest number but at least one.
@@ -108,7 +110,7 @@ def top_coordinates(
         size = values[place][index].astype(np.float64)
         shape = fisher.identity.parameters[name]
         # A group has one number however many dimensions its tensor keeps.
-        whole = fisher.sums[name].numel() == int(np.prod(shape))
+        whole = place.stop - place.start == math.prod(shape)
         shape = shape if whole else (place.stop - place.start,)
         along = np.unravel_index(index, shape) if shape else ()
         frames.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import ClassVar, Self, TypeVar, cast
 
@@ -116,7 +116,7 @@ class BlockwiseFisher(Fisher):
         Returns:
             The sum over blocks.
         """
-        theirs = self._alike(other, "compared").blocks
+        theirs = self.alike(other, "compared").blocks
         products = (a.inner(b) for a, b in zip(self.blocks, theirs, strict=True))
         return math.fsum(products) / self.denominator() / other.denominator()
 
@@ -199,6 +199,36 @@ class BlockwiseFisher(Fisher):
                 drawn[name] = tensor.to(block.dtype)
         return self._ordered(drawn)
 
+    def alike(self, other: Fisher, what: str, *, ignore: Sequence[str] = COMPARABLE) -> Self:
+        """Make sure that another Fisher has the same blocks.
+
+        Args:
+            other: A Fisher.
+            what: What can't be done otherwise, for the message.
+            ignore: Fields of the identity that may differ. Default: those of the data, the seed,
+                the number of draws and the version.
+
+        Returns:
+            The other one.
+
+        Raises:
+            IdentityError: If the identities differ in more, or the blocks do.
+        """
+        self.identity.check(other.identity, ignore=ignore)
+        check_same(self.layout, other.layout, what)
+        # Equal structures are of equal classes.
+        alike = cast(Self, other)
+        for mine, theirs in zip(self.blocks, alike.blocks, strict=True):
+            keys = mine.keys(mine.layout, self.sums)
+            if [(k, self.sums[k].shape) for k in keys] != [
+                (k, alike.sums[k].shape) for k in theirs.keys(theirs.layout, alike.sums)
+            ]:
+                raise IdentityError(
+                    f"the two Fishers can't be {what}: the factors of the block {mine.layout} are "
+                    "cut into different pieces. Estimate both with the same widest=."
+                )
+        return alike
+
     # Blocks that a vector touches, with the vector in their view.
     def _joined(self, v: Mapping[str, Tensor]) -> Iterator[tuple[BlockMatrix, Tensor]]:
         lead = check_vector(v, self.identity.parameters, batch=True)
@@ -236,24 +266,8 @@ class BlockwiseFisher(Fisher):
     def _ordered(self, found: Mapping[str, T]) -> dict[str, T]:
         return {name: found[name] for name in self.identity.parameters if name in found}
 
-    def _alike(self, other: Fisher, what: str) -> Self:
-        self.identity.check(other.identity, ignore=COMPARABLE)
-        check_same(self.layout, other.layout, what)
-        # Equal structures are of equal classes.
-        alike = cast(Self, other)
-        for mine, theirs in zip(self.blocks, alike.blocks, strict=True):
-            keys = mine.keys(mine.layout, self.sums)
-            if [(k, self.sums[k].shape) for k in keys] != [
-                (k, alike.sums[k].shape) for k in theirs.keys(theirs.layout, alike.sums)
-            ]:
-                raise IdentityError(
-                    f"the two Fishers can't be {what}: the factors of the block {mine.layout} are "
-                    "cut into different pieces. Estimate both with the same widest=."
-                )
-        return alike
-
     def _added(self, other: Fisher) -> dict[str, Tensor]:
-        self._alike(other, "added")
+        self.alike(other, "added")
         sums = {}
         for block in self.blocks:
             basis = block.basis_keys(block.layout, self.sums)

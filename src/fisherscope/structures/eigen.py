@@ -80,6 +80,21 @@ def symmetric_eigen(matrix: Tensor, name: str) -> Eigen:
     return Eigen(values, vectors, int((values > len(values) * eps * top).sum()))
 
 
+def fidelity(mine: Eigen, theirs: Eigen) -> float:
+    r"""The fidelity of two positive semi-definite matrices.
+
+    Args:
+        mine: A matrix :math:`A`.
+        theirs: A matrix :math:`B` of the same size.
+
+    Returns:
+        :math:`\mathrm{tr} (A^{1/2} B A^{1/2})^{1/2}`, the sum of the singular values of
+        :math:`A^{1/2} B^{1/2}`.
+    """
+    roots = mine.values.sqrt()[:, None] * (mine.vectors.T @ theirs.vectors) * theirs.values.sqrt()
+    return float(torch.linalg.svdvals(roots).sum())
+
+
 def _decompose(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
     drivers: list[Callable[[Tensor], tuple[Tensor, Tensor]]] = [
         lambda m: tuple(torch.linalg.eigh(m)),

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisherscope.structures.eigen import Eigen, symmetric_eigen
+from fisherscope.structures.eigen import Eigen, fidelity, symmetric_eigen
 from fisherscope.structures.vectors import total
 
 
@@ -40,6 +40,23 @@ class BlockDiagonal:
             float64 ``[n]``.
         """
         return torch.cat([piece.diagonal().double() for piece in self.pieces])
+
+    def column(self, index: int) -> Tensor:
+        """One column.
+
+        Args:
+            index: Which.
+
+        Returns:
+            float64 ``[n]``.
+        """
+        found = torch.zeros(len(self), dtype=torch.float64)
+        start = 0
+        for piece in self.pieces:
+            if start <= index < start + len(piece):
+                found[start : start + len(piece)] = piece[:, index - start].double()
+            start += len(piece)
+        return found
 
     def square(self) -> BlockDiagonal:
         """The elementwise square.
@@ -125,6 +142,17 @@ class Factor(BlockDiagonal):
     def vectors(self) -> BlockDiagonal:
         """Eigenvectors, the columns of a float64 matrix of the same pieces."""
         return BlockDiagonal(tuple(eigen.vectors for eigen in self._eigen))
+
+    def fidelity(self, other: Factor) -> float:
+        """The fidelity with a factor of the same pieces, see :func:`eigen.fidelity`.
+
+        Args:
+            other: The other factor.
+
+        Returns:
+            The sum over pieces.
+        """
+        return sum(fidelity(a, b) for a, b in zip(self._eigen, other._eigen, strict=True))
 
     @property
     def rank(self) -> int:

@@ -113,6 +113,23 @@ class BlockMatrix(ABC):
     def inner(self, other: BlockMatrix) -> float:
         """The Frobenius inner product with another block of the same layout."""
 
+    @abstractmethod
+    def fidelity(self, other: BlockMatrix) -> float:
+        """The fidelity ``tr (A^(1/2) B A^(1/2))^(1/2)`` with another block of the same layout."""
+
+    def eigenvector(self, index: int) -> Tensor:
+        """The eigenvector of one entry of :meth:`spectrum`.
+
+        Args:
+            index: Number of the entry, row-major.
+
+        Returns:
+            float64, in the shape of the view, of unit norm up to the rounding of the sums.
+        """
+        one = torch.zeros(self.view.shape, dtype=torch.float64)
+        one.view(-1)[index] = 1
+        return self.unrotate(one)
+
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         """Standard normal vectors.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fisherscope.errors import ParameterError
 from fisherscope.structures.blocks.block import BlockMatrix
 from fisherscope.structures.blocks.views import FlatView, Shapes
-from fisherscope.structures.eigen import Eigen, symmetric_eigen
+from fisherscope.structures.eigen import Eigen, fidelity, symmetric_eigen
 from fisherscope.structures.layout import BlockLayout
 from fisherscope.structures.vectors import total
 
@@ -152,3 +152,14 @@ class DenseBlock(BlockMatrix):
             The sum over elements.
         """
         return total(self._matrix, cast(Self, other)._matrix)
+
+    def fidelity(self, other: BlockMatrix) -> float:
+        """The fidelity, by both eigendecompositions.
+
+        Args:
+            other: A block of the same layout.
+
+        Returns:
+            The sum of the singular values of the product of the roots.
+        """
+        return fidelity(self._eigen, cast(Self, other)._eigen)

@@ -141,3 +141,14 @@ class DiagonalBlock(BlockMatrix):
             The sum over parameters.
         """
         return total(self.diagonal(), other.diagonal())
+
+    def fidelity(self, other: BlockMatrix) -> float:
+        """The sum of the roots of the products.
+
+        Args:
+            other: A block of the same layout.
+
+        Returns:
+            The fidelity.
+        """
+        return total(self.diagonal().double().sqrt(), other.diagonal().double().sqrt())

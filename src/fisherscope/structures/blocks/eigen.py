@@ -9,7 +9,7 @@ from typing import ClassVar, Self, cast
 import torch
 from torch import Tensor
 
-from fisherscope.errors import ParameterError
+from fisherscope.errors import IdentityError, ParameterError
 from fisherscope.structures.blocks.block import BlockMatrix
 from fisherscope.structures.blocks.kronecker import FactoredBlock, factor_prefixes
 from fisherscope.structures.blocks.views import Shapes
@@ -174,3 +174,37 @@ class EigenBlock(FactoredBlock):
             a.T.times(b).square() for a, b in zip(self._bases, theirs._bases, strict=True)
         )
         return total(self._values, inputs.T.before(gradients.after(theirs._values)))
+
+    def fidelity(self, other: BlockMatrix) -> float:
+        """The sum of the roots of the products of eigenvalues, in one basis only.
+
+        Args:
+            other: A block of the same layout with the same eigenvectors.
+
+        Returns:
+            The fidelity.
+
+        Raises:
+            IdentityError: If the eigenvectors differ: no formula by factors is known then.
+        """
+        theirs = cast(Self, other)
+        for key in self.basis_keys(self.layout, self.sums):
+            if not torch.equal(self.sums[key], theirs.sums[key]):
+                raise IdentityError(
+                    f"the fidelity of EKFAC blocks needs equal eigenvectors, but {key!r} differ. "
+                    "Estimate both in one basis: pass basis=, a KFAC."
+                )
+        return total(self._values.double().sqrt(), theirs._values.double().sqrt())
+
+    def eigenvector(self, index: int) -> Tensor:
+        """The outer product of an eigenvector of each factor.
+
+        Args:
+            index: Number of the entry of the spectrum, row-major.
+
+        Returns:
+            float64 ``[out, in]``.
+        """
+        output, input_ = divmod(index, self.view.shape[1])
+        gradients, inputs = self._bases
+        return torch.outer(gradients.column(output), inputs.column(input_))

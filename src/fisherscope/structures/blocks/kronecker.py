@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import ClassVar, Self, cast
@@ -185,6 +186,33 @@ class KroneckerBlock(FactoredBlock):
         theirs = cast(Self, other)
         gradients = self._gradients.inner(theirs._gradients)
         return gradients * self._inputs.inner(theirs._inputs) * self._scale * theirs._scale
+
+    def fidelity(self, other: BlockMatrix) -> float:
+        """The product of the factors' fidelities.
+
+        Args:
+            other: A block of the same layout.
+
+        Returns:
+            The fidelity.
+        """
+        theirs = cast(Self, other)
+        gradients = self._gradients.fidelity(theirs._gradients)
+        scale = math.sqrt(self._scale * theirs._scale)
+        return gradients * self._inputs.fidelity(theirs._inputs) * scale
+
+    def eigenvector(self, index: int) -> Tensor:
+        """The outer product of an eigenvector of each factor.
+
+        Args:
+            index: Number of the entry of the spectrum, row-major.
+
+        Returns:
+            float64 ``[out, in]``.
+        """
+        output, input_ = divmod(index, self.view.shape[1])
+        gradients, inputs = self._gradients.vectors, self._inputs.vectors
+        return torch.outer(gradients.column(output), inputs.column(input_))
 
     def eigenvectors(self) -> dict[str, Tensor]:
         """Both factors' eigenvectors under the keys of an eigen block.

@@ -1,5 +1,3 @@
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -7,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.builders import draw, fisher_of, like, model
-from fisherscope.analysis import masks, overlap
-from fisherscope.errors import IdentityError, ParameterError
+from fisherscope.analysis import masks
+from fisherscope.errors import ParameterError
+from structures.matrices import explicit, make
 
 SHAPES = {"model.layers.0.fc.weight": (6, 5), "model.layers.1.fc.weight": (7, 3)}
 
@@ -19,7 +18,7 @@ def _removed(found):
 
 @settings(deadline=None)
 @given(
-    st.floats(0, 1),
+    st.floats(0, 1, exclude_max=True),
     st.sampled_from(["global", "tensor"]),
     st.sampled_from([2, 1000]),
     st.integers(0, 5),
@@ -120,14 +119,31 @@ def test_grouped_fishers_have_no_scores_of_single_weights():
     assert masks(fisher, 0.5, method="random").keys() == SHAPES.keys()
 
 
+@pytest.mark.parametrize("structure", ["kfac mixed", "ekfac transposed", "block", "dense"])
+def test_block_structures_are_read_through_their_diagonal(structure):
+    # Would catch: a structure's own numbers (factors, eigenvalues) taken for parameters' scores.
+    fisher = make(structure)
+    found = masks(fisher, 0.5, protect=None)
+    diagonal = np.diag(explicit(fisher))
+    kept = np.concatenate([found[name].numpy().ravel() for name in fisher.identity.parameters])
+    assert kept.sum() == len(kept) - round(len(kept) / 2)
+    assert diagonal[kept].min() >= diagonal[~kept].max()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"sparsity": 1.5}, "sparsity=1.5"),
+        # Would catch: masks that remove everything.
+        ({"sparsity": 1}, "sparsity=1 must be at least 0 and below 1"),
+        ({"sparsity": -0.1}, "sparsity=-0.1"),
         ({"sparsity": float("nan")}, "sparsity=nan"),
         ({"method": "hessian"}, "method='hessian'"),
         ({"scope": "layer"}, "scope='layer'"),
-        ({"structure": "head"}, "structure='head'"),
+        ({"structure": "layer"}, "structure='layer'"),
+        ({"structure": "head"}, "pass model="),
+        ({"structure": "2:4"}, "pass model="),
+        ({"structure": "2:4", "sparsity": 0.6}, "sparsity=0.6.*pass 0.5"),
         ({"method": "obd"}, "pass model="),
         ({"method": "magnitude"}, "pass model="),
     ],
@@ -135,90 +151,3 @@ def test_grouped_fishers_have_no_scores_of_single_weights():
 def test_bad_options_are_named(options, message):
     with pytest.raises(ParameterError, match=message):
         masks(fisher_of(draw(SHAPES)), **{"sparsity": 0.5, **options})
-
-
-def _mask(*bits):
-    return torch.tensor(bits, dtype=torch.bool)
-
-
-def test_overlap_of_known_masks():
-    # Would catch: overlap over all elements (identical masks would give their density), or
-    # over the removed set.
-    a = {"x": _mask(1, 1, 0, 0), "y": _mask(1, 0)}
-    b = {"x": _mask(1, 0, 1, 1), "y": _mask(1, 0)}
-    found = overlap(a, b)
-    assert (found.n, found.kept_a, found.kept_b, found.both) == (6, 3, 4, 2)
-    assert found.jaccard == pytest.approx(2 / 5)
-    assert found.smaller == pytest.approx(2 / 3)
-    assert found.smaller_chance == pytest.approx(4 / 6)
-    frame = found.to_frame().set_index("tensor")
-    assert frame["jaccard"].to_dict() == {"x": 1 / 4, "y": 1.0}
-    assert found.excess == pytest.approx(found.jaccard - found.chance)
-    same = overlap(a, a)
-    assert (same.jaccard, same.smaller) == (1, 1)
-    opposite = overlap(a, {name: ~mask for name, mask in a.items()})
-    assert (opposite.jaccard, opposite.smaller) == (0, 0)
-
-
-@settings(deadline=None)
-@given(st.integers(1, 7), st.data())
-def test_chance_against_all_pairs_of_subsets(n, data):
-    # Would catch: a ratio of expectations given for the expectation of the ratio.
-    ka, kb = data.draw(st.integers(0, n)), data.draw(st.integers(0, n))
-    a = set(range(ka))
-    pairs = [(a, set(c)) for c in itertools.combinations(range(n), kb)]
-    found = overlap({"x": torch.arange(n) < ka}, {"x": torch.arange(n) < kb})
-    if not ka + kb:
-        assert np.isnan(found.chance)
-        return
-    assert found.chance == pytest.approx(np.mean([len(p & q) / len(p | q) for p, q in pairs]))
-    assert found.chance_within == pytest.approx(found.chance)
-    if min(ka, kb):
-        expected = np.mean([len(p & q) / min(ka, kb) for p, q in pairs])
-        assert found.smaller_chance == pytest.approx(expected)
-
-
-def test_chance_within_tensors_against_permutations():
-    # Would catch: agreement on which tensors to keep counted as agreement on parameters.
-    rng = np.random.default_rng(0)
-    sizes, rates = {"x": 300, "y": 200}, {"x": (0.9, 0.8), "y": (0.05, 0.1)}
-    pair = [
-        {n: torch.from_numpy(rng.random(s) < rates[n][t]) for n, s in sizes.items()} for t in (0, 1)
-    ]
-    found = overlap(*pair)
-    shuffled = [
-        overlap({n: m[rng.permutation(len(m)).tolist()] for n, m in pair[0].items()}, pair[1])
-        for _ in range(200)
-    ]
-    values = [s.jaccard for s in shuffled]
-    error = np.std(values) / np.sqrt(len(values))
-    assert found.chance_within == pytest.approx(np.mean(values), abs=4 * error)
-    assert found.chance < found.chance_within - 0.2
-
-
-def test_chance_of_large_masks():
-    # Would catch: factorials that overflow, or a sum over millions of terms.
-    n = 4_000_000
-    half = torch.arange(n) < n // 2
-    found = overlap({"x": half}, {"x": half.roll(n // 4)})
-    assert found.chance == pytest.approx(1 / 3, abs=1e-6)
-    assert found.jaccard == pytest.approx(1 / 3)
-
-
-def test_nothing_kept_has_no_ratio():
-    found = overlap({"x": _mask(0, 0)}, {"x": _mask(0, 0)})
-    assert np.isnan([found.jaccard, found.smaller, found.chance, found.excess]).all()
-    none = overlap({"x": _mask(0, 0)}, {"x": _mask(1, 0)})
-    assert none.jaccard == 0
-    assert np.isnan(none.smaller)
-
-
-def test_unlike_masks_are_not_compared():
-    with pytest.raises(IdentityError, match="'y'"):
-        overlap({"x": _mask(1), "y": _mask(1)}, {"x": _mask(1)})
-    with pytest.raises(IdentityError, match="'x'"):
-        overlap({"x": _mask(1)}, {"x": _mask(1, 0)})
-    with pytest.raises(ParameterError, match="boolean"):
-        overlap({"x": torch.ones(2)}, {"x": torch.ones(2)})
-    with pytest.raises(ParameterError, match="no masks"):
-        overlap({}, {})
