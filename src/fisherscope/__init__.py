@@ -52,6 +52,7 @@ from fisherscope.structures import (
     KFACFisher,
     load,
 )
+from fisherscope.surgery import precondition
 
 __all__ = [
     # estimates
@@ -95,6 +96,8 @@ __all__ = [
     "similarity",
     "spectrum",
     "top_coordinates",
+    # changes
+    "precondition",
     # structures
     "Block",
     "Dense",
