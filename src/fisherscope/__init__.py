@@ -52,7 +52,7 @@ from fisherscope.structures import (
     KFACFisher,
     load,
 )
-from fisherscope.surgery import precondition
+from fisherscope.surgery import Merged, merge, precondition
 
 __all__ = [
     # estimates
@@ -97,6 +97,8 @@ __all__ = [
     "spectrum",
     "top_coordinates",
     # changes
+    "Merged",
+    "merge",
     "precondition",
     # structures
     "Block",
