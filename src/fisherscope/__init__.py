@@ -52,7 +52,7 @@ from fisherscope.structures import (
     KFACFisher,
     load,
 )
-from fisherscope.surgery import Merged, merge, precondition
+from fisherscope.surgery import Merged, Sparsity, keep_pruned, merge, precondition, prune, sparsity
 
 __all__ = [
     # estimates
@@ -98,8 +98,12 @@ __all__ = [
     "top_coordinates",
     # changes
     "Merged",
+    "Sparsity",
+    "keep_pruned",
     "merge",
     "precondition",
+    "prune",
+    "sparsity",
     # structures
     "Block",
     "Dense",

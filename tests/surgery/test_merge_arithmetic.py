@@ -19,9 +19,8 @@ def family(count=3, dtype=torch.float32):
     base = bag(SHAPES, 100, dtype)
     models = []
     for seed in range(count):
-        move = bag(SHAPES, seed, dtype)
-        models.append(Bag({n: p.detach() + 0.3 * q.detach() for (n, p), q in
-                           zip(base.named_parameters(), move.parameters(), strict=True)}))  # fmt: skip
+        move = dict(bag(SHAPES, seed, dtype).named_parameters())
+        models.append(Bag({n: (p + 0.3 * move[n]).detach() for n, p in base.named_parameters()}))
     return base, models
 
 

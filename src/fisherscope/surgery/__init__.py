@@ -2,5 +2,14 @@
 
 from fisherscope.surgery.merge import Merged, merge
 from fisherscope.surgery.precondition import precondition
+from fisherscope.surgery.prune import Sparsity, keep_pruned, prune, sparsity
 
-__all__ = ["Merged", "merge", "precondition"]
+__all__ = [
+    "Merged",
+    "Sparsity",
+    "keep_pruned",
+    "merge",
+    "precondition",
+    "prune",
+    "sparsity",
+]

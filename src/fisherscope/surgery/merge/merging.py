@@ -123,9 +123,9 @@ def merge(
         "trim": trim,
     }
     _check_options(method, given, fishers, buffers)
+    check_models(models, base, buffers=buffers == "equal")
     signed = method == "task-arithmetic"
     lambdas = checked_weights(weights, len(models), signed=signed)
-    check_models(models, base, buffers=buffers == "equal")
     if fishers is not None:
         check_fishers(models, fishers)
     held = [_floating(model) for model in models]
