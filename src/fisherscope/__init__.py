@@ -54,6 +54,7 @@ from fisherscope.structures import (
     KFACFisher,
     load,
 )
+from fisherscope.surgery import Merged, Sparsity, keep_pruned, merge, precondition, prune, sparsity
 
 __all__ = [
     # estimates
@@ -99,6 +100,14 @@ __all__ = [
     "spectrum",
     "top_coordinates",
     "top_directions",
+    # changes
+    "Merged",
+    "Sparsity",
+    "keep_pruned",
+    "merge",
+    "precondition",
+    "prune",
+    "sparsity",
     # structures
     "Block",
     "Dense",

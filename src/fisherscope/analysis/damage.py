@@ -17,7 +17,7 @@ from fisherscope.data import batches
 from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType
 from fisherscope.engine.displace import displaced
 from fisherscope.engine.losses import example_losses
-from fisherscope.engine.quantised import stored
+from fisherscope.engine.named import by_first_name, first_names
 from fisherscope.engine.scores import Score
 from fisherscope.engine.selection import select
 from fisherscope.engine.sweep import Labelling, Sweep
@@ -219,26 +219,8 @@ def _quantised(model: nn.Module, deltas: Mapping[str, Delta]) -> dict[str, nn.Pa
 def _checked(
     label: str, move: Delta, model: nn.Module, known: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
-    canonical = {id(stored(p)): name for name, p in known.items()}
-    aliases = dict(model.named_parameters(remove_duplicate=False))
-    found: dict[str, Tensor] = {}
-    for name, value in move.items():
-        if name not in aliases or id(aliases[name]) not in canonical:
-            raise ParameterError(f"displacement {label!r} names {name!r}, which the model lacks")
-        own = canonical[id(aliases[name])]
-        if tuple(value.shape) != tuple(known[own].shape):
-            raise ParameterError(
-                f"displacement {label!r}, {name!r}: shape {tuple(value.shape)}, but the parameter "
-                f"has {tuple(known[own].shape)}"
-            )
-        if not bool(torch.isfinite(value).all()):
-            raise NonFiniteError(f"displacement {label!r}, {name!r} holds NaN or infinite values")
-        if own in found and not torch.equal(found[own], value):
-            raise ParameterError(
-                f"displacement {label!r} moves the tied parameter {own!r} in two ways"
-            )
-        found[own] = value.detach()
-    return found
+    shapes = {name: tuple(p.shape) for name, p in known.items()}
+    return by_first_name(move, shapes, first_names(model, known), f"displacement {label!r} has")
 
 
 def _measure(

@@ -16,7 +16,7 @@ from fisherscope.structures.diagonal import COMPARABLE
 from fisherscope.structures.factors import Factors
 from fisherscope.structures.fisher import Fisher, Per
 from fisherscope.structures.layout import Kind, check_partition, check_same
-from fisherscope.structures.vectors import check_damping, check_vector, sampler, total
+from fisherscope.structures.vectors import check_damping, check_power, check_vector, sampler, total
 
 T = TypeVar("T")
 
@@ -148,21 +148,25 @@ class BlockwiseFisher(Fisher):
             (block, x.dtype, block.multiply(x) / denominator) for block, x in self._joined(v)
         ])
 
-    def solve(self, v: Mapping[str, Tensor], *, damping: float) -> dict[str, Tensor]:
-        """Solve ``(F + damping I) x = v`` with the mean per unit, exactly.
+    def solve(
+        self, v: Mapping[str, Tensor], *, damping: float, power: float = 1.0
+    ) -> dict[str, Tensor]:
+        """Solve ``(F + damping I)^power x = v`` with the mean per unit, exactly.
 
         Args:
             v: As for :meth:`matvec`.
             damping: Added to the diagonal; in the units of the diagonal. 0 is fine if no
                 eigenvalue is zero up to rounding, otherwise :class:`ParameterError` says
                 how many are.
+            power: Power of the matrix, at least 0. Default: 1.
 
         Returns:
             New CPU tensors under all names of the blocks that ``v`` has names of.
         """
+        check_power(power)
         solved = []
         for block, x in self._joined(v):
-            damped = self._damped(block, damping)
+            damped = self._damped(block, damping).pow(power)
             solved.append((block, x.dtype, block.unrotate(block.rotate(x) / damped)))
         return self._split(solved)
 

@@ -187,8 +187,10 @@ class Fisher(ABC):
         """The product ``F v`` with the mean per unit."""
 
     @abstractmethod
-    def solve(self, v: Mapping[str, Tensor], *, damping: float) -> dict[str, Tensor]:
-        """The solution ``x`` of ``(F + damping I) x = v`` with the mean per unit."""
+    def solve(
+        self, v: Mapping[str, Tensor], *, damping: float, power: float = 1.0
+    ) -> dict[str, Tensor]:
+        """The solution ``x`` of ``(F + damping I)^power x = v`` with the mean per unit."""
 
     @abstractmethod
     def logdet(self, *, damping: float) -> float:

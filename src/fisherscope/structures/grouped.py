@@ -12,7 +12,7 @@ from torch import Tensor
 from fisherscope.errors import ParameterError
 from fisherscope.structures.diagonal import COMPARABLE
 from fisherscope.structures.fisher import Fisher, Per
-from fisherscope.structures.vectors import check_vector, damp, sampler, total
+from fisherscope.structures.vectors import check_power, check_vector, damp, sampler, total
 
 
 class GroupedFisher(Fisher):
@@ -111,18 +111,25 @@ class GroupedFisher(Fisher):
         check_vector(v, self.identity.parameters, batch=True)
         return {name: self._mean(name) * tensor.detach().cpu() for name, tensor in v.items()}
 
-    def solve(self, v: Mapping[str, Tensor], *, damping: float) -> dict[str, Tensor]:
-        """Solve ``(F + damping I) x = v`` with the mean per unit.
+    def solve(
+        self, v: Mapping[str, Tensor], *, damping: float, power: float = 1.0
+    ) -> dict[str, Tensor]:
+        """Solve ``(F + damping I)^power x = v`` with the mean per unit.
 
         Args:
             v: As for :meth:`matvec`.
             damping: Added to the diagonal; in the units of the diagonal.
+            power: Power of the matrix, at least 0. Default: 1.
 
         Returns:
             New CPU tensors under the names of ``v``.
         """
         check_vector(v, self.identity.parameters, batch=True)
-        return {name: v[name].detach().cpu() / self._damped(name, damping) for name in v}
+        check_power(power)
+        return {
+            name: tensor.detach().cpu() / self._damped(name, damping).pow(power)
+            for name, tensor in v.items()
+        }
 
     def logdet(self, *, damping: float) -> float:
         """The log-determinant of ``F + damping I`` with the mean per unit.

@@ -138,6 +138,22 @@ def check_damping(damping: float) -> None:
         raise ParameterError(f"damping={damping!r} must be a finite number of at least 0.")
 
 
+def check_power(power: float) -> None:
+    """Make sure that a power of a matrix can be solved with.
+
+    Args:
+        power: 1 is the matrix itself, 0 the identity.
+
+    Raises:
+        ParameterError: If it is negative or not finite.
+    """
+    if not (math.isfinite(power) and power >= 0):
+        raise ParameterError(
+            f"power={power!r} must be a finite number of at least 0: it is divided by this power "
+            "of the matrix. To multiply, use matvec()."
+        )
+
+
 def damp(name: str, diagonal: Tensor, damping: float) -> Tensor:
     """Add damping to a diagonal and make sure that the result can be inverted.
 

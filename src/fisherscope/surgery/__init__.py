@@ -1,0 +1,15 @@
+"""What makes a changed model, or a changed step."""
+
+from fisherscope.surgery.merge import Merged, merge
+from fisherscope.surgery.precondition import precondition
+from fisherscope.surgery.prune import Sparsity, keep_pruned, prune, sparsity
+
+__all__ = [
+    "Merged",
+    "Sparsity",
+    "keep_pruned",
+    "merge",
+    "precondition",
+    "prune",
+    "sparsity",
+]
