@@ -19,6 +19,7 @@ from fisherscope.results import Result
 
 Outcome = Literal["higher", "lower", "unresolved", "described", "too_few"]
 RESAMPLES = 1000
+DAMAGE = "damage by "
 Row = dict[str, Any]
 
 
@@ -176,13 +177,13 @@ class _Pair:
             return
         for by in first.table["displacement"]:
             a, b = (_damages(found, by) for found in (first, other))
-            if b is None or a is None or np.isnan(a.sums).any() or np.isnan(b.sums).any():
-                continue
+            if a is None or b is None or np.isnan([*a.sums, *b.sums]).any():
+                continue  # a step that only one model took, or damage that was not measured
             paired = a.ids == b.ids and self.paired
             seeds = self.seeds if paired else (self.seed, self.seed + 1)
             draws = [_resampled(loss, s) for loss, s in zip((a, b), seeds, strict=True)]
             yield self._row(
-                f"damage by {by}", a.value, b.value, draws[1] - draws[0], "nats per token"
+                f"{DAMAGE}{by}", a.value, b.value, draws[1] - draws[0], "nats per token"
             )
 
     def _row(
@@ -246,15 +247,17 @@ def _log2(values: Any) -> Any:
 
 
 def _sentence(row: Row, reference: str) -> str:
-    between = f"[{row['low']:+.3g}, {row['high']:+.3g}]"
+    task, model, quantity = row["task"], row["model"], row["quantity"]
     if row["kind"] == "log2 ratio":
-        size = f"{2 ** row['change']:.3g} times"
-        between = f"[{2 ** row['low']:.3g}, {2 ** row['high']:.3g}]"
+        low, high = 2 ** row["low"], 2 ** row["high"]
+        size = f"{2 ** row['change']:.3g} times that of {reference} [{low:.3g}, {high:.3g}]"
+        what = f"On {task}, the Fisher trace of {model} is {size}"
     else:
-        size = f"{row['change']:+.3g} {row['unit']}"
-    what = (
-        f"{row['quantity']} of {row['task']}: {row['model']} against {reference} {size} {between}"
-    )
-    if row["outcome"] == "unresolved":
-        return f"{what}; the difference is not resolved."
-    return f"{what}; {row['outcome']}."
+        size = f"{row['change']:+.3g} {row['unit']} [{row['low']:+.3g}, {row['high']:+.3g}]"
+        if quantity == "loss":
+            what = f"On {task}, the loss of {model} differs from that of {reference} by {size}"
+        else:
+            by = quantity.removeprefix(DAMAGE)
+            pair = f"differs from {reference} to {model} by {size}"
+            what = f"What a step for {by} does to {task} {pair}"
+    return f"{what}." if row["outcome"] in {"higher", "lower"} else f"{what}: not resolved."
