@@ -59,7 +59,7 @@ def render(results: Mapping[str, Any]) -> str:
         size=text.size,
     )
     first, rest = headline(content)
-    return environment.get_template("template.html.j2").render(
+    return environment.get_template("model.html.j2").render(
         model=content.get("model") or {},
         settings=content.get("settings") or {},
         run=content.get("run") or {},
