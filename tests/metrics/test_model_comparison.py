@@ -55,6 +55,7 @@ def test_a_model_beside_itself_differs_in_nothing(room):
     assert np.allclose(told[["change", "low", "high"]], 0, atol=1e-6)
     assert set(told["outcome"]) <= {"unresolved", "higher", "lower"}
     assert (compared.tensors[["log2_ratio", "low", "high"]].abs() < 1e-6).all(axis=None)
+    assert (compared.modules[["log2_ratio", "low", "high"]].abs() < 1e-6).all(axis=None)
     assert (compared.similarity["value"] > 1 - 1e-6).all()
 
 
@@ -99,6 +100,12 @@ def test_each_tensor_has_its_ratio(found):
         row = tensors.loc["sums", name]
         assert row["log2_ratio"] == pytest.approx(np.log2(sharper[name] / value))
         assert row["low"] <= row["log2_ratio"] <= row["high"]
+    modules = found.comparison.modules.set_index(["task", "layer", "module"])
+    one, two = (
+        sum(t[f"model.layers.1.{n}_layernorm.weight"] for n in ("input", "post_attention"))
+        for t in (plain, sharper)
+    )
+    assert modules.loc[("sums", 1, "norm"), "log2_ratio"] == pytest.approx(np.log2(two / one))
 
 
 def test_every_fisher_is_estimated_once(room, found, monkeypatch):

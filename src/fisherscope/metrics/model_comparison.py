@@ -32,15 +32,17 @@ class ModelComparison(Result):
         table: One row per task, other model and quantity, see :meth:`to_frame`.
         tensors: One row per task, other model and tensor: ``log2_ratio`` of the traces of its
             block (other over reference) with its 95% interval.
+        modules: The same for each module of each layer, its tensors pooled.
         similarity: One row per task, other model and metric, as :func:`fisherscope.similarity`
             gives it: how alike the two models' Fishers are, between ceiling and floor.
         unlike: Other models whose parameters are not the reference's (names or shapes): they
-            are in neither ``tensors`` nor ``similarity``.
+            are only in ``table``.
     """
 
     reference: str
     table: pd.DataFrame
     tensors: pd.DataFrame
+    modules: pd.DataFrame
     similarity: pd.DataFrame
     unlike: tuple[str, ...]
 
@@ -89,7 +91,7 @@ def compare_models(analyses: Mapping[str, ModelAnalysis], *, seed: int = 0) -> M
     if len(analyses) < 2:
         raise ParameterError(f"{len(analyses)} model: a comparison needs at least two")
     (reference, first), *others = analyses.items()
-    rows, tensors, likeness, unlike = [], [], [], []
+    rows, tensors, modules, likeness, unlike = [], [], [], [], []
     for name, other in others:
         tasks = [task for task in first.fishers if task in other.fishers]
         if not tasks:
@@ -99,7 +101,9 @@ def compare_models(analyses: Mapping[str, ModelAnalysis], *, seed: int = 0) -> M
             place = {"task": task, "model": name}
             rows += [{**place, **row} for row in pair.rows()]
             if pair.alike:
-                tensors += [{**place, **row} for row in pair.tensors()]
+                by_tensor, by_module = pair.ratios()
+                tensors += [{**place, **row} for row in by_tensor]
+                modules += [{**place, **row} for row in by_module]
                 likeness += [{**place, **row} for row in pair.likeness()]
             elif name not in unlike:
                 unlike.append(name)
@@ -107,6 +111,7 @@ def compare_models(analyses: Mapping[str, ModelAnalysis], *, seed: int = 0) -> M
         reference=reference,
         table=pd.DataFrame(rows),
         tensors=pd.DataFrame(tensors),
+        modules=pd.DataFrame(modules),
         similarity=pd.DataFrame(likeness),
         unlike=tuple(unlike),
     )
@@ -143,26 +148,27 @@ class _Pair:
             yield self._described(key, *(self._task(a)[key] for a in self.analyses))
         yield from self._damage()
 
-    def tensors(self) -> Iterator[Row]:
-        a, b = (
-            _log2(fisher.bootstrap(lambda traces: traces, RESAMPLES, seed))
-            for fisher, seed in zip(self.fishers, self.seeds, strict=True)
-        )
-        with np.errstate(invalid="ignore"):  # both zero: there is no ratio
-            low, high = np.quantile(b - a, [0.025, 0.975], axis=0)
+    def ratios(self) -> tuple[list[Row], list[Row]]:
+        """Ratios of the traces of each tensor, and of each module of each layer."""
         names = list(self.fishers[0].identity.parameters)
-        places = addresses(pd.Series(names))
-        traces = [fisher.traces() for fisher in self.fishers]
-        for j, name in enumerate(names):
-            layer, module = places[name]
-            yield {
-                "tensor": name,
-                "layer": layer,
-                "module": module,
-                "log2_ratio": float(_log2(traces[1][name]) - _log2(traces[0][name])),
-                "low": low[j],
-                "high": high[j],
-            }
+        places = addresses(names)
+        cells = list(dict.fromkeys(places[name] for name in names))
+        member = np.array([[places[name] == cell for cell in cells] for name in names], dtype=float)
+        traces = [np.array([fisher.traces()[name] for name in names]) for fisher in self.fishers]
+        draws = [
+            fisher.bootstrap(lambda found: found, RESAMPLES, seed)
+            for fisher, seed in zip(self.fishers, self.seeds, strict=True)
+        ]
+        tensors = [
+            {"tensor": name, "layer": places[name][0], "module": places[name][1], **row}
+            for name, row in zip(names, _ratios(traces, draws), strict=True)
+        ]
+        pooled = _ratios([t @ member for t in traces], [d @ member for d in draws])
+        modules = [
+            {"layer": layer, "module": module, **row}
+            for (layer, module), row in zip(cells, pooled, strict=True)
+        ]
+        return tensors, modules
 
     def _task(self, analysis: ModelAnalysis) -> Row:
         return next(row for row in analysis.results["tasks"] if row["name"] == self.task)
@@ -239,6 +245,16 @@ def _damages(found: Damage, by: str) -> TaskLoss | None:
         sums=rows["measured"].to_numpy(dtype=float),
         tokens=rows["tokens"].to_numpy(),
     )
+
+
+def _ratios(traces: list[np.ndarray], draws: list[np.ndarray]) -> list[Row]:
+    with np.errstate(invalid="ignore"):  # a trace of zero in both has no ratio
+        change = _log2(traces[1]) - _log2(traces[0])
+        low, high = np.quantile(_log2(draws[1]) - _log2(draws[0]), [0.025, 0.975], axis=0)
+    return [
+        {"log2_ratio": float(c), "low": float(lo), "high": float(hi)}
+        for c, lo, hi in zip(change, low, high, strict=True)
+    ]
 
 
 def _log2(values: Any) -> Any:

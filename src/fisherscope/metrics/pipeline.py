@@ -136,6 +136,7 @@ def _several(config: RunConfig, hooks: _Hooks) -> dict[str, Any]:
         "tasks": {name: item.results["tasks"] for name, item in found.items()},
         "table": compared.table,
         "tensors": compared.tensors,
+        "modules": compared.modules,
         "similarity": compared.similarity,
         "unlike": list(compared.unlike),
         "findings": compared.findings(),

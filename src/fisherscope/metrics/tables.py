@@ -44,12 +44,16 @@ def comparison_tables(results: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     Returns:
         Table name to frame.
     """
+    names = ("table", "tensors", "modules", "similarity")
     tasks = {name: pd.DataFrame(rows) for name, rows in results["tasks"].items()}
     for frame in tasks.values():
         frame["skipped"] = [len(skipped) for skipped in frame["skipped"]]
     return {
         "tasks": pd.concat(tasks, names=["model"]).reset_index("model").reset_index(drop=True),
-        **{name: pd.DataFrame(results[name]) for name in ("table", "tensors", "similarity")},
+        **{
+            name: pd.DataFrame(results[name])
+            for name in ("table", "tensors", "modules", "similarity")
+        },
     }
 
 
