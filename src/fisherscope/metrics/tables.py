@@ -50,10 +50,7 @@ def comparison_tables(results: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
         frame["skipped"] = [len(skipped) for skipped in frame["skipped"]]
     return {
         "tasks": pd.concat(tasks, names=["model"]).reset_index("model").reset_index(drop=True),
-        **{
-            name: pd.DataFrame(results[name])
-            for name in ("table", "tensors", "modules", "similarity")
-        },
+        **{name: pd.DataFrame(results[name]) for name in names},
     }
 
 
