@@ -264,16 +264,18 @@ def _log2(values: Any) -> Any:
 
 def _sentence(row: Row, reference: str) -> str:
     task, model, quantity = row["task"], row["model"], row["quantity"]
+    resolved = row["outcome"] in {"higher", "lower"}
+    end = "." if resolved else ": not resolved."
     if row["kind"] == "log2 ratio":
         low, high = 2 ** row["low"], 2 ** row["high"]
         size = f"{2 ** row['change']:.3g} times that of {reference} [{low:.3g}, {high:.3g}]"
-        what = f"On {task}, the Fisher trace of {model} is {size}"
-    else:
-        size = f"{row['change']:+.3g} {row['unit']} [{row['low']:+.3g}, {row['high']:+.3g}]"
-        if quantity == "loss":
-            what = f"On {task}, the loss of {model} differs from that of {reference} by {size}"
-        else:
-            by = quantity.removeprefix(DAMAGE)
-            pair = f"differs from {reference} to {model} by {size}"
-            what = f"What a step for {by} does to {task} {pair}"
-    return f"{what}." if row["outcome"] in {"higher", "lower"} else f"{what}: not resolved."
+        return f"On {task}, the Fisher trace of {model} is {size}{end}"
+    size = f"{abs(row['change']):.3g} {row['unit']}"
+    interval = f"[{row['low']:+.3g}, {row['high']:+.3g}]"
+    above = row["change"] > 0
+    if quantity == "loss":
+        way = "above" if above else "below"
+        return f"On {task}, the loss of {model} is {size} {way} that of {reference} {interval}{end}"
+    by, way = quantity.removeprefix(DAMAGE), "more" if above else "less"
+    where = f"in {model} than in {reference}"
+    return f"A step for {by} costs {task} {size} {way} {where} {interval}{end}"

@@ -140,6 +140,11 @@ def _several(config: RunConfig, hooks: _Hooks) -> dict[str, Any]:
         "similarity": compared.similarity,
         "unlike": list(compared.unlike),
         "findings": compared.findings(),
+        "alerts": [
+            {**alert, "message": f"{name}: {alert['message']}", "link": None}
+            for name, item in found.items()
+            for alert in item.results["alerts"]
+        ],
         "run": {"seconds": time.perf_counter() - start, "command": hooks.command},
     })
     write_tables(out / TABLES, comparison_tables(results))

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fisherscope.report import text
+from fisherscope.report.alerts import alerts
 from fisherscope.report.tables import Column, Table
 
 _REPORT = "report.html"
@@ -42,7 +43,7 @@ def context(results: Mapping[str, Any]) -> dict[str, Any]:
         "lead": " ".join(findings[1:3]),
         "findings": findings,
         "tiles": [],
-        "alerts": [],
+        "alerts": alerts(results, ()),
         "models": [
             {"name": name, "link": f"{quote(name)}/{_REPORT}", **(model or {})}
             for name, model in models.items()

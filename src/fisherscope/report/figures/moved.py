@@ -99,9 +99,7 @@ class MovedData:
             return f"No cell has changed beyond its interval; {rest}"
         most = max(sure, key=lambda c: abs(c.log2_ratio or 0.0))
         times = 2 ** (most.log2_ratio or 0.0)
-        way = (
-            f"{text.pretty(times, 2)} times" if times >= 1 else f"1/{text.pretty(1 / times, 2)} of"
-        )
+        way = f"{text.pretty(times, 2)} times"
         return (
             f"The largest change is in {most.place} for {text.spoken(most.task)}: the Fisher trace "
             f"of {text.spoken(most.model)} is {way} that of {text.spoken(self.reference)}; {rest}"
