@@ -155,3 +155,47 @@ def test_the_plan_comes_before_the_work(run, model, tasks, tmp_path, monkeypatch
                  tmp_path / "run", code=130)  # fmt: skip
     assert "prose" in result.stdout
     assert "linear" in result.stdout.lower()
+
+
+def test_several_models_side_by_side(run, model, other_model, tasks, tmp_path):
+    # Would catch models written into one folder, a comparison that no file holds, or a run
+    # that cannot be replayed.
+    out = tmp_path / "run"
+    result = run("analyze", "--model", f"one={model}", "--model", f"two={other_model}", "--task",
+                 f"prose={tasks['prose']}", "--out", out, "--no-damage")  # fmt: skip
+    assert "On prose, the loss of two" in result.stdout
+    assert {p.name for p in out.iterdir()} == {
+        "config.yaml", "results.json", "report.html", "tables", "one", "two",
+    }  # fmt: skip
+    results = json.loads((out / "results.json").read_text())
+    assert results["reference"] == "one"
+    assert {row["model"] for row in results["table"]} == {"two"}
+    assert {p.stem for p in (out / "tables").iterdir()} >= {"table", "modules", "similarity"}
+    alone = tmp_path / "alone"
+    run("analyze", "--config", out / "two" / "config.yaml", "--out", alone, "-q")
+    assert numbers(alone) == numbers(out / "two")
+    run("analyze", "--config", out / "config.yaml", "-q")
+    again = json.loads((out / "results.json").read_text())
+    assert again["table"] == results["table"]
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        (("one={model}", "{model}"), "is not NAME=PATH_OR_HUB_ID"),
+        (("one={model}", "one={model}"), "'one' is given twice"),
+        (("one={model}", "One={model}"), "differ in nothing but case"),
+        (("one={model}", "tables={model}"), "'tables' is that of something else"),
+        (("one={model}", "a/b={model}"), "path separator"),
+        (("one={model}", "two=./nowhere"), "nowhere"),
+    ],
+)
+def test_unusable_model_names_leave_nothing(run, model, tasks, tmp_path, models, said):
+    # Would catch a model that hides another, or the first model's long work before the second
+    # one turns out to be missing.
+    given = [part for m in models for part in ("--model", m.format(model=model))]
+    out = tmp_path / "run"
+    result = run("analyze", *given, "--task", f"prose={tasks['prose']}", "--out", out, code=None)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert not out.exists()

@@ -13,7 +13,7 @@ from fisherscope.data import halves, read_jsonl
 from fisherscope.defaults import FisherConfig
 from fisherscope.metrics.damage_matrix import damage_matrix
 from fisherscope.metrics.losses import task_loss
-from fisherscope.metrics.run_config import DamageConfig, RunConfig
+from fisherscope.metrics.run_config import DamageConfig
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +31,9 @@ def room(tmp_path_factory):
 
 def matrix(room, **damage):
     model, tasks, fishers = room
-    config = RunConfig(
-        model="m",
-        tasks={"prose": "p", "sums": "s"},
-        fisher=FisherConfig(halves=True),
-        damage=DamageConfig(**damage),
-    )
-    found = damage_matrix(config, model, tasks, fishers, progress=False)
+    config = DamageConfig(**damage)
+    found, damages = damage_matrix(model, tasks, fishers, config, FisherConfig(), progress=False)
+    assert len(found["cells"]) == sum(len(d.table) for d in damages.values())
     return {(cell["on"], cell["by"]): cell for cell in found["cells"]}
 
 

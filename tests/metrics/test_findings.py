@@ -152,6 +152,8 @@ def test_a_skipped_example_is_listed(room):
 
     _, _, fishers = room
     skipping = dataclasses.replace(fishers["prose"], skipped=("x",))
-    row = task_row("prose", Estimated(skipping, 1.0), TaskLoss(1.0, 0.1), 5.0, 0.5)
+    loss = TaskLoss(("a", "b"), np.array([2.0, 3.0]), np.array([2, 2]))
+    row = task_row("prose", Estimated(skipping, 1.0), loss, 5.0, 0.5)
+    assert row["loss"] == 1.25
     assert row["skipped"] == ["x"]
     assert row["trace"] == pytest.approx(fishers["prose"].trace())

@@ -6,8 +6,8 @@ import pytest
 
 from fisherscope.defaults import FisherConfig
 from fisherscope.errors import ConfigError, TaskError
+from fisherscope.metrics.names import check_name, check_names
 from fisherscope.metrics.run_config import DamageConfig, RunConfig
-from fisherscope.metrics.task_names import check_task_name, check_task_names
 
 TASKS = {"math": "math.jsonl"}
 
@@ -34,19 +34,19 @@ TASKS = {"math": "math.jsonl"}
 def test_unusable_task_names_are_refused(name, said):
     # Would catch a name that escapes the run folder, or that no file system takes.
     with pytest.raises(TaskError, match=said.replace("+", r"\+")):
-        check_task_name(name)
+        check_name(name)
 
 
 @pytest.mark.parametrize("name", ["code", "GSM-8k v1.1", "数学", "x" * 100, "<b>", "CON%2e"])
 def test_ordinary_task_names_pass(name):
     # Would catch a check that is stricter than it says.
-    assert check_task_name(name) == name
+    assert check_name(name) == name
 
 
 def test_names_that_a_file_system_may_merge_are_refused():
     # Would catch one task's Fisher overwriting another's on a case-insensitive disk.
     with pytest.raises(TaskError, match="'Math' and 'math'"):
-        check_task_names(["Math", "math"])
+        check_names(["Math", "math"])
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,9 @@ from fisherscope.report import summary, write_report
 def analyze_command(quiet: bool, **given: Any) -> None:
     """Estimate each task's Fisher and report importance, overlap and damage.
 
+    With several named models, each gets a run of its own inside RUN, and RUN itself a report
+    that sets them side by side.
+
     Interrupted, the same command goes on where it stopped. RUN/config.yaml replays the run.
     """
     run_analysis(run_config(**given), quiet=quiet)
@@ -54,22 +57,27 @@ def run_analysis(config: RunConfig, *, quiet: bool = False) -> Path:
             show_plans(plans)
         mark_running("Finished tasks are kept; the same command goes on from there.")
 
-    results = analyze(
+    def on_results(out: Path, results: dict[str, Any]) -> None:
+        with writing(out / REPORT):
+            write_report(results, out / REPORT)
+        if not quiet:
+            click.echo()
+            click.echo(summary(results))
+            click.echo()
+            click.echo(f"Report: {out / REPORT}")
+
+    analyze(
         config,
         progress=not quiet,
         on_plan=on_plan,
+        on_results=on_results,
         say=(lambda _: None) if quiet else say,
         command=command_line(),
     )
     out = Path(config.out or ".").expanduser()
-    with writing(out / REPORT):
-        write_report(results, out / REPORT)
-    if not quiet:
-        click.echo()
-        click.echo(summary(results))
-        click.echo()
-    click.echo(f"Report: {out / REPORT}")
-    if not quiet:
+    if quiet:
+        click.echo(f"Report: {out / REPORT}")
+    else:
         click.echo(f"Replay: fisherscope analyze --config {shlex.quote(str(out / CONFIG))}")
     return out / REPORT
 

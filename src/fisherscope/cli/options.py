@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 import click
 
 from fisherscope.defaults import DEFAULTS, FisherType, Sampling, Unit
-from fisherscope.errors import ConfigError, TaskError
+from fisherscope.errors import ConfigError, FisherscopeError, TaskError
 from fisherscope.metrics.config_file import build_config, read_config
 from fisherscope.metrics.run_config import DAMAGE_KEYS, FISHER_KEYS, DType, RunConfig
 
@@ -44,7 +44,11 @@ def run_config(**given: Any) -> RunConfig:
     values = read_config(path) if path else {}
     tasks = given.pop("task", ()) or ()
     if tasks:
-        values["tasks"] = _tasks(tasks)
+        values["tasks"] = _named("task", tasks)
+    models = given.pop("model", ()) or ()
+    if models:
+        # A single one is taken as it is: a folder's name may have an equals sign in it.
+        values["model"] = models[0] if len(models) == 1 else _named("model", models)
     if given.get("parameters") == ():
         given["parameters"] = None
     elif given.get("parameters") is not None:
@@ -62,17 +66,23 @@ def run_config(**given: Any) -> RunConfig:
     return build_config(values)
 
 
-def _tasks(pairs: tuple[str, ...]) -> dict[str, str]:
-    tasks: dict[str, str] = {}
+def _named(option: str, pairs: tuple[str, ...]) -> dict[str, str]:
+    example, error = _NAMED[option]
+    named: dict[str, str] = {}
     for pair in pairs:
-        name, equals, path = pair.partition("=")
-        if not equals or not path:
-            raise ConfigError(f"--task {pair!r} is not NAME=FILE, for example code=data/code.jsonl")
-        if name in tasks:
-            raise TaskError(f"--task {name!r} is given twice; give each task its own name")
-        tasks[name] = path
-    return tasks
+        name, equals, place = pair.partition("=")
+        if not equals or not place:
+            raise ConfigError(f"--{option} {pair!r} is not {example}")
+        if name in named:
+            raise error(f"--{option} {name!r} is given twice; give each {option} its own name")
+        named[name] = place
+    return named
 
+
+_NAMED: dict[str, tuple[str, type[FisherscopeError]]] = {
+    "task": ("NAME=FILE, for example code=data/code.jsonl", TaskError),
+    "model": ("NAME=PATH_OR_HUB_ID, which each of several models needs", ConfigError),
+}
 
 _OPTIONS = (
     click.option(
@@ -80,7 +90,13 @@ _OPTIONS = (
         type=click.Path(path_type=Path),
         help="YAML file with any of these settings; options on the command line win.",
     ),
-    click.option("--model", help="Folder of a Hugging Face checkpoint, or a hub id."),
+    click.option(
+        "--model",
+        multiple=True,
+        metavar="[NAME=]PLACE",
+        help="Folder of a Hugging Face checkpoint, or a hub id. To compare several, repeat it with "
+        "a name for each (analyze only).",
+    ),
     click.option("--revision", help="Branch, tag or commit of a hub id."),
     click.option(
         "--task",

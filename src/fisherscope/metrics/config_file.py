@@ -105,7 +105,9 @@ def config_to_yaml(config: RunConfig) -> str:
     """
     values: dict[str, Any] = {key: getattr(config, key) for key in RUN_KEYS}
     values["tasks"] = dict(config.tasks)
-    values["fisher"] = settings_of(config)
+    if not isinstance(config.model, str):
+        values["model"] = dict(config.model)
+    values["fisher"] = settings_of(config.fisher)
     values["damage"] = {key: getattr(config.damage, key) for key in DAMAGE_KEYS}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
@@ -120,10 +122,18 @@ def _resolved(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(values.get("out"), str) and values["out"]:
         values["out"] = str(folder / Path(values["out"]).expanduser())
     model = values.get("model")
+    if isinstance(model, dict):
+        values["model"] = {name: _beside(place, folder) for name, place in model.items()}
+    elif model is not None:
+        values["model"] = _beside(model, folder)
+    return values
+
+
+def _beside(model: Any, folder: Path) -> Any:
     # A relative model may also be a hub id; a folder beside the file decides.
     if isinstance(model, str) and model and (folder / Path(model).expanduser()).is_dir():
-        values["model"] = str(folder / Path(model).expanduser())
-    return values
+        return str(folder / Path(model).expanduser())
+    return model
 
 
 def _check_keys(path: Path | None, values: Mapping[str, Any]) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fisherscope.analysis.damage import Damage, damage
 from fisherscope.analysis.descent import descent_step
 from fisherscope.data import Example, halves
-from fisherscope.metrics.run_config import RunConfig
+from fisherscope.defaults import FisherConfig
+from fisherscope.metrics.run_config import DamageConfig
 from fisherscope.structures import Fisher
 
 Cells = list[dict[str, Any]]
@@ -30,64 +31,67 @@ _SAME = (
 
 
 def damage_matrix(
-    config: RunConfig,
     model: nn.Module,
     tasks: Mapping[str, list[Example]],
     fishers: Mapping[str, Fisher],
+    config: DamageConfig,
+    fisher: FisherConfig,
     *,
     progress: bool = True,
     say: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, Damage]]:
     """Predict and measure the damage of one step per task on every task.
 
     The step of a task is made from one half of its examples and its effect is looked at on
     the other half, so that the cell of a task with itself is not flattered.
 
     Args:
-        config: The run.
-        model: Its model, which comes back as it was.
+        model: The model, which comes back as it was.
         tasks: Task name to examples.
         fishers: Task name to stored Fisher, whose own prediction is shown beside.
+        config: How the matrix is made.
+        fisher: Likelihood, batch size, seed and parameters.
         progress: Whether progress bars are shown.
         say: Called with a line of text at the beginning of each step.
 
     Returns:
-        The ``damage`` entry of ``results.json``.
+        The ``damage`` entry of ``results.json``, and for each task what every step does to it.
     """
-    if not config.damage.enabled:
-        return {"definition": "Not computed: damage.enabled is false.", "cells": []}
+    if not config.enabled:
+        return {"definition": "Not computed: damage.enabled is false.", "cells": []}, {}
     say("A step for each task")
-    split = {name: _split(examples, config.damage.max_examples) for name, examples in tasks.items()}
+    split = {name: _split(examples, config.max_examples) for name, examples in tasks.items()}
     options = {
-        "likelihood": config.fisher.likelihood,
-        "batch_size": config.fisher.batch_size,
-        "seed": config.fisher.seed,
+        "likelihood": fisher.likelihood,
+        "batch_size": fisher.batch_size,
+        "seed": fisher.seed,
     }
     steps = {
         name: descent_step(
             model,
             moving,
-            fraction=config.damage.fraction,
-            parameters=config.fisher.parameters,
+            fraction=config.fraction,
+            parameters=fisher.parameters,
             **options,
         )
         for name, (moving, _) in split.items()
     }
     norms = {name: _norm(step) for name, step in steps.items()}
     cells: Cells = []
+    damages: dict[str, Damage] = {}
     for on, (_, watched) in split.items():
         say(f"Damage to {on}: predicted, then measured")
-        found = damage(
+        damages[on] = damage(
             model,
             watched,
             steps,
             fishers={_STORED: fishers[on]},
-            measure=config.damage.measure,
+            measure=config.measure,
             progress=progress,
             **options,
         )
-        cells += _cells(on, found, norms)
-    return {"definition": _definition(config), "cells": cells}
+        cells += _cells(on, damages[on], norms)
+    return {"definition": _definition(config), "cells": cells}, damages
 
 
 def _split(examples: list[Example], most: int | None) -> tuple[list[Example], list[Example]]:
@@ -117,10 +121,10 @@ def _norm(step: Mapping[str, Tensor]) -> float:
     return math.sqrt(math.fsum(float(part.double().square().sum()) for part in step.values()))
 
 
-def _definition(config: RunConfig) -> str:
-    measured = "; measured: the weights are moved, evaluated and moved back" * config.damage.measure
+def _definition(config: DamageConfig) -> str:
+    measured = "; measured: the weights are moved, evaluated and moved back" * config.measure
     return (
-        f"Each task in turn takes {config.damage.fraction:g} of the step of steepest descent that "
+        f"Each task in turn takes {config.fraction:g} of the step of steepest descent that "
         "its own quadratic picture likes best, made from one half of its examples. Shown is the "
         "change of each task's loss on the other half of its examples. Predicted: the gradient "
         "along the step plus half the full quadratic form of the true Fisher, labels drawn from "

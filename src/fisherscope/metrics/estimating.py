@@ -1,4 +1,4 @@
-"""Each task's Fisher, estimated once and found again when the same run is started again."""
+"""Each task's Fisher, estimated once and found again by whoever asks for the same."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
+from torch import nn
+
+from fisherscope.data import Example
+from fisherscope.defaults import FisherConfig
 from fisherscope.errors import IdentityError, StoreError
 from fisherscope.estimation import estimate, identity
-from fisherscope.metrics.preparing import PreparedRun, estimate_options
 from fisherscope.store import FisherStore
 from fisherscope.structures import Fisher, Identity
 
@@ -37,31 +41,58 @@ class Estimated:
     seconds: float | None
 
 
-def check_store(prepared: PreparedRun, store: FisherStore) -> None:
-    """Make sure that what is stored already belongs to this run.
+def estimate_options(config: FisherConfig) -> dict[str, Any]:
+    """The settings of an analysis as options of :func:`fisherscope.estimate` and ``plan``.
 
     Args:
-        prepared: The run.
-        store: Where its Fishers go.
+        config: The settings.
+
+    Returns:
+        Keyword arguments. ``halves`` is always kept, since ceilings and bands need them;
+        ``max_examples`` has been applied when the examples were read.
+    """
+    left = {"ema_decay", "max_examples", "halves"}
+    names = [field.name for field in dataclasses.fields(config) if field.name not in left]
+    return {name: getattr(config, name) for name in names} | {"halves": True}
+
+
+def check_store(
+    model: nn.Module,
+    tasks: Mapping[str, Sequence[Example]],
+    config: FisherConfig,
+    store: FisherStore,
+    *,
+    whole: bool = False,
+) -> None:
+    """Make sure that what is stored already belongs to this analysis.
+
+    Args:
+        model: The model.
+        tasks: Key in the store to examples.
+        config: How the Fishers are estimated.
+        store: Where they go.
+        whole: Whether all that is stored must be of this model, also other tasks. Default:
+            ``False``, only these keys are looked at.
 
     Raises:
         StoreError: If a stored Fisher is of another model, other data or other settings;
             the message names what differs.
     """
-    for name in store:
-        known = name in prepared.tasks
+    for name in store if whole else [name for name in tasks if name in store]:
+        known = name in tasks
         mine = identity(
-            prepared.model,
-            prepared.tasks[name] if known else next(iter(prepared.tasks.values())),
-            **estimate_options(prepared.config),
+            model,
+            tasks[name] if known else next(iter(tasks.values())),
+            **estimate_options(config),
         )
-        # A task that this run does not have is of other data, but must be of the same model.
+        # A task that is not asked for is of other data, but must be of the same model.
         ignore = ("version",) if known else ("version", "data_fingerprint")
         differing = _differing(store[name].identity, mine, ignore)
         if differing:
+            place, out = (store.path, "--out") if store.path else ("the store", "store")
             raise StoreError(
-                f"{store.path} holds task {name!r} of another run: {'; '.join(differing)}. Choose "
-                "another --out, or delete that folder to start again."
+                f"{place} holds task {name!r} of another run: {'; '.join(differing)}. Choose "
+                f"another {out}, or delete that task to start again."
             )
 
 
@@ -82,7 +113,9 @@ def _differing(stored: Identity, asked: Identity, ignore: Collection[str]) -> li
 
 
 def estimate_tasks(
-    prepared: PreparedRun,
+    model: nn.Module,
+    tasks: Mapping[str, Sequence[Example]],
+    config: FisherConfig,
     store: FisherStore,
     *,
     progress: bool = True,
@@ -91,38 +124,50 @@ def estimate_tasks(
     """Estimate what the store does not hold yet.
 
     Args:
-        prepared: The run; :func:`check_store` has accepted the store.
+        model: The model.
+        tasks: Key in the store to examples; :func:`check_store` has accepted them.
+        config: How the Fishers are estimated.
         store: Each Fisher is put there as soon as it is complete; the state of an
             unfinished one is kept beside them until then.
         progress: Whether progress bars are shown.
         say: Called with a line of text at the beginning of each task.
 
     Returns:
-        Task name to Fisher, in the order of the run.
+        Key to Fisher, in the order of the tasks.
     """
     done: dict[str, Estimated] = {}
-    for number, name in enumerate(prepared.tasks, start=1):
+    for number, (name, examples) in enumerate(tasks.items(), start=1):
         found = name in store
         there = ": there already" if found else ""
-        say(f"Fisher of {name} ({number} of {len(prepared.tasks)}){there}")
-        done[name] = (
-            Estimated(store[name], None) if found else _estimate(prepared, store, name, progress)
-        )
+        say(f"Fisher of {name} ({number} of {len(tasks)}){there}")
+        if not found:
+            start = time.perf_counter()
+            _estimate(model, name, examples, config, store, progress)
+            seconds = time.perf_counter() - start
+        done[name] = Estimated(store[name], None if found else seconds)
     return done
 
 
-def _estimate(prepared: PreparedRun, store: FisherStore, name: str, progress: bool) -> Estimated:
-    start = time.perf_counter()
+def _estimate(
+    model: nn.Module,
+    name: str,
+    examples: Sequence[Example],
+    config: FisherConfig,
+    store: FisherStore,
+    progress: bool,
+) -> None:
     unfinished = None if store.path is None else store.path / UNFINISHED / quote(name, safe="")
     try:
         fisher = estimate(
-            prepared.model,
-            prepared.tasks[name],
+            model,
+            examples,
             progress=progress,
             checkpoint=unfinished,
-            **estimate_options(prepared.config),
+            **estimate_options(config),
         )
     except IdentityError as error:
+        if unfinished is None:
+            raise
         raise StoreError(
             f"{unfinished} is what an interrupted run left of task {name!r}, and it cannot go on: "
             f"{error} Or choose another --out, or delete that folder to start the task again."
@@ -132,4 +177,3 @@ def _estimate(prepared: PreparedRun, store: FisherStore, name: str, progress: bo
         shutil.rmtree(unfinished, ignore_errors=True)
         with contextlib.suppress(OSError):  # others may still be unfinished
             unfinished.parent.rmdir()
-    return Estimated(fisher, time.perf_counter() - start)

@@ -64,7 +64,7 @@ def open_checkpoint(run: RunConfig) -> Checkpoint:
         ConfigError: If there is no such folder or hub id, or it is no checkpoint of a causal
             or masked language model or sequence classifier, or it has no tokenizer.
     """
-    source, local = _source(run.model)
+    source, local = _source(run.source)
     options: dict[str, Any] = {
         "trust_remote_code": run.trust_remote_code,
         "local_files_only": local,

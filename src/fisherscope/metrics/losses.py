@@ -14,18 +14,45 @@ from fisherscope.engine.losses import example_losses
 from fisherscope.preparation import prepare
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TaskLoss:
-    """Mean loss of a task.
+    """Losses of a task, example by example.
 
     Attributes:
-        value: Nats per token.
-        se: Standard error over examples (of the ratio, since examples differ in length);
-            NaN for a single example.
+        ids: Ids of the examples.
+        sums: float64 ``[n]``, each example's loss in nats, summed over its tokens.
+        tokens: int64 ``[n]``, its number of supervised tokens.
     """
 
-    value: float
-    se: float
+    ids: tuple[str, ...]
+    sums: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def value(self) -> float:
+        """Mean loss in nats per token."""
+        return float(self.sums.sum() / self.tokens.sum())
+
+    @property
+    def se(self) -> float:
+        """Standard error over examples, which differ in length; NaN for a single one."""
+        n = len(self.ids)
+        if n < 2:
+            return float("nan")
+        residuals = self.sums - self.value * self.tokens
+        spread = np.sqrt(n / (n - 1) * np.square(residuals).sum())
+        return float(spread / self.tokens.sum())
+
+    def means(self, weights: np.ndarray) -> np.ndarray:
+        """Mean loss of resampled examples.
+
+        Args:
+            weights: int ``[resamples, n]``, how often each example was drawn.
+
+        Returns:
+            float64 ``[resamples]``, nats per token.
+        """
+        return (weights @ self.sums) / (weights @ self.tokens)
 
 
 def task_loss(model: nn.Module, examples: Sequence[Example], config: FisherConfig) -> TaskLoss:
@@ -37,17 +64,14 @@ def task_loss(model: nn.Module, examples: Sequence[Example], config: FisherConfi
         config: Its likelihood and batch size are used.
 
     Returns:
-        The loss with its standard error.
+        The losses.
     """
     settings = FisherConfig(likelihood=config.likelihood, batch_size=config.batch_size)
     prepared = prepare(model, list(examples), settings)
     likelihood, rows = prepared.likelihood, prepared.examples
     losses = example_losses(model, likelihood, prepared.coverage, batches(rows, config.batch_size))
-    sums = np.array([losses[example.id] for example in rows])
-    counts = np.array([likelihood.tokens(example) for example in rows])
-    value = float(sums.sum() / counts.sum())
-    n = len(rows)
-    if n < 2:
-        return TaskLoss(value, float("nan"))
-    residuals = sums - value * counts
-    return TaskLoss(value, float(np.sqrt(n / (n - 1) * np.square(residuals).sum()) / counts.sum()))
+    return TaskLoss(
+        ids=tuple(example.id for example in rows),
+        sums=np.array([losses[example.id] for example in rows]),
+        tokens=np.array([likelihood.tokens(example) for example in rows]),
+    )

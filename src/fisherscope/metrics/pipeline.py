@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import datetime
+import dataclasses
 import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from fisherscope.data import Example
 from fisherscope.errors import ConfigError, StoreError
-from fisherscope.metrics.alerts import alerts
 from fisherscope.metrics.config_file import config_to_yaml
-from fisherscope.metrics.damage_matrix import damage_matrix
 from fisherscope.metrics.estimating import Estimated, check_store, estimate_tasks
-from fisherscope.metrics.findings import (
-    concentration_of,
-    coverage_of,
-    importance_rows,
-    overlap_rows,
-    similarity_rows,
-    task_row,
-)
-from fisherscope.metrics.losses import task_loss
-from fisherscope.metrics.preparing import PreparedRun, prepare_run
-from fisherscope.metrics.run_config import RunConfig, settings_of
+from fisherscope.metrics.model_analysis import ModelAnalysis
+from fisherscope.metrics.model_comparison import compare_models
+from fisherscope.metrics.preparing import PreparedRun, Read, prepare_run, read_run
+from fisherscope.metrics.run_config import RunConfig
 from fisherscope.metrics.run_folder import (
     CONFIG,
     FISHER,
@@ -41,12 +32,13 @@ from fisherscope.metrics.run_folder import (
     write_json,
     write_tables,
 )
-from fisherscope.metrics.tables import tables_of
+from fisherscope.metrics.tables import comparison_tables, tables_of
+from fisherscope.metrics.unified import UnifiedModelAnalyzer
 from fisherscope.results import plain
 from fisherscope.store import FisherStore
-from fisherscope.structures import Fisher
 
 OnPlan = Callable[[dict[str, Any]], None]
+OnResults = Callable[[Path, dict[str, Any]], None]
 Say = Callable[[str], None]
 
 
@@ -55,35 +47,116 @@ def analyze(
     *,
     progress: bool = True,
     on_plan: OnPlan | None = None,
+    on_results: OnResults = lambda *_: None,
     say: Say = lambda _: None,
     command: str | None = None,
 ) -> dict[str, Any]:
     """Run the main job and leave its results in ``config.out``.
 
     Everything that can be found wrong is found before the first long step, and nothing is
-    written until then. Started again, a run takes the Fishers that it finds finished.
+    written until then. Started again, a run takes the Fishers that it finds finished. Of
+    several models each has its own run in a folder of its name, and ``config.out`` itself
+    holds the comparison.
 
     Args:
         config: The run; ``out`` must be given.
         progress: Whether progress bars are shown.
-        on_plan: Called with task name to plan when all is validated and work begins.
+        on_plan: Called with task name to plan when all is validated and work begins; for
+            several models once for each.
+        on_results: Called with folder and results as soon as these are complete; for several
+            models once for each, and at last for the comparison.
         say: Called with a line of text at the beginning of each step.
         command: What was typed, for the record.
 
     Returns:
         The content of ``results.json``.
     """
+    hooks = _Hooks(progress, on_plan, on_results, say, command)
+    if isinstance(config.model, str):
+        return _one(config, hooks)[1]
+    return _several(config, hooks)
+
+
+@dataclass(frozen=True)
+class _Hooks:
+    progress: bool
+    on_plan: OnPlan | None
+    on_results: OnResults
+    say: Say
+    command: str | None
+
+
+def _one(config: RunConfig, hooks: _Hooks) -> tuple[ModelAnalysis, dict[str, Any]]:
     start = time.perf_counter()
-    prepared, store = _begin(config, Path(FISHER), on_plan)
-    out = Path(prepared.config.out or "")
-    write_bytes(out / CONFIG, config_to_yaml(prepared.config).encode())
-    estimated = estimate_tasks(prepared, store, progress=progress, say=say)
-    results = _results(prepared, estimated, progress, say)
-    results["alerts"] = alerts(results)
-    results["run"] = _run_record(start, command, prepared.model)
+    prepared, store = _begin(config, Path(FISHER), hooks.on_plan)
+    config = prepared.config
+    out = Path(config.out or "")
+    write_bytes(out / CONFIG, config_to_yaml(config).encode())
+    found = UnifiedModelAnalyzer(store, config.fisher).analyze_one(
+        prepared.model,
+        prepared.tasks,
+        keys={name: name for name in prepared.tasks},
+        source=config.source,
+        sparsity=config.sparsity,
+        damage=config.damage,
+        settings={"max_length": config.max_length},
+        progress=hooks.progress,
+        say=hooks.say,
+    )
+    results = {**found.results, "run": _run_record(start, hooks.command, prepared.model)}
     write_tables(out / TABLES, tables_of(results))
     write_json(out / RESULTS, results)
+    hooks.on_results(out, results)
+    return found, results
+
+
+def _several(config: RunConfig, hooks: _Hooks) -> dict[str, Any]:
+    assert not isinstance(config.model, str)
+    start = time.perf_counter()
+    out = _out(config)
+    # All that can be wrong with the last model shows before the first one's long steps.
+    read = {name: read_run(config.alone(name)) for name in config.model}
+    for name in read:
+        check_out(out / name)
+    whole = _absolute(config, out, read)
+    write_bytes(out / CONFIG, config_to_yaml(whole).encode())
+    found = {}
+    for name in read:
+        hooks.say(f"Model {name}")
+        found[name], _ = _one(whole.alone(name), hooks)
+    compared = compare_models(found, seed=config.fisher.seed)
+    results = plain({
+        "format": 1,
+        "kind": "comparison",
+        "reference": compared.reference,
+        "models": {name: item.results["model"] for name, item in found.items()},
+        "created": next(reversed(found.values())).results["created"],
+        "version": next(iter(found.values())).results["version"],
+        "settings": next(iter(found.values())).results["settings"],
+        "tasks": {name: item.results["tasks"] for name, item in found.items()},
+        "table": compared.table,
+        "tensors": compared.tensors,
+        "modules": compared.modules,
+        "similarity": compared.similarity,
+        "unlike": list(compared.unlike),
+        "findings": compared.findings(),
+        "alerts": [
+            {**alert, "message": f"{name}: {alert['message']}", "link": None}
+            for name, item in found.items()
+            for alert in item.results["alerts"]
+        ],
+        "run": {"seconds": time.perf_counter() - start, "command": hooks.command},
+    })
+    write_tables(out / TABLES, comparison_tables(results))
+    write_json(out / RESULTS, results)
+    hooks.on_results(out, results)
     return results
+
+
+def _absolute(config: RunConfig, out: Path, read: Mapping[str, Read]) -> RunConfig:
+    one = next(iter(read.values())).config
+    models = {name: item.config.source for name, item in read.items()}
+    return dataclasses.replace(config, model=models, tasks=one.tasks, out=str(out))
 
 
 def estimate_only(
@@ -113,19 +186,23 @@ def estimate_only(
             f"{config.out} is a run; choose another --out, or its store, {config.out}/{FISHER}"
         )
     prepared, store = _begin(config, Path(), on_plan)
-    return estimate_tasks(prepared, store, progress=progress, say=say)
+    return estimate_tasks(
+        prepared.model,
+        prepared.tasks,
+        prepared.config.fisher,
+        store,
+        progress=progress,
+        say=say,
+    )
 
 
 def _begin(
     config: RunConfig, inside: Path, on_plan: OnPlan | None
 ) -> tuple[PreparedRun, FisherStore]:
-    if config.out is None:
-        raise ConfigError("no out; give --out FOLDER, or 'out:' in a config file")
-    out = Path(config.out).expanduser().absolute()
-    check_out(out)
+    out = _out(config)
     prepared = prepare_run(config)
     store = FisherStore(out / inside)
-    check_store(prepared, store)
+    check_store(prepared.model, prepared.tasks, prepared.config.fisher, store, whole=True)
     missing = [name for name in prepared.tasks if name not in store]
     check_space(out, _bytes_needed(prepared, missing))
     if on_plan is not None:
@@ -133,64 +210,19 @@ def _begin(
     return prepared, store
 
 
+def _out(config: RunConfig) -> Path:
+    if config.out is None:
+        raise ConfigError("no out; give --out FOLDER, or 'out:' in a config file")
+    out = Path(config.out).expanduser().absolute()
+    check_out(out)
+    return out
+
+
 def _bytes_needed(prepared: PreparedRun, tasks: list[str]) -> int:
     # Sums with their halves, and the ledger in float64: once for the whole, once in the halves.
     ledgers = (16 * len(prepared.tasks[name]) * len(prepared.plans[name].rules) for name in tasks)
     sums = (prepared.plans[name].sums_bytes for name in tasks)
     return int(1.1 * (sum(sums) + sum(ledgers))) + 1_000_000
-
-
-def _results(
-    prepared: PreparedRun, estimated: Mapping[str, Estimated], progress: bool, say: Say
-) -> dict[str, Any]:
-    config, model = prepared.config, prepared.model
-    fishers = {name: item.fisher for name, item in estimated.items()}
-    tasks = {name: _used(prepared.tasks[name], fisher) for name, fisher in fishers.items()}
-    say("Losses, importance and concentration")
-    curves, rows = {}, []
-    for name, item in estimated.items():
-        loss = task_loss(model, tasks[name], config.fisher)
-        curves[name], participation = concentration_of(item.fisher)
-        rows.append(task_row(name, item, loss, participation, curves[name]["top"]["0.01"]))
-    if len(fishers) > 1:
-        say("Similarity and overlap of tasks")
-    pairs = similarity_rows(fishers, seed=config.fisher.seed)
-    overlaps, no_overlap = overlap_rows(fishers, config.sparsity)
-    first = next(iter(fishers.values()))
-    now = datetime.datetime.now(datetime.UTC)
-    return plain({
-        "format": 1,
-        "version": first.identity.version,
-        "created": now.isoformat(timespec="seconds").replace("+00:00", "Z"),
-        "model": {
-            "source": config.model,
-            "class": type(model).__name__,
-            "likelihood": first.identity.likelihood,
-            "n_parameters": first.n_parameters,
-            "n_tensors": len(first.identity.parameters),
-            "dtype": first.identity.dtype,
-            "fingerprint": first.identity.model_fingerprint,
-            "coverage": coverage_of(first),
-        },
-        "settings": {
-            **settings_of(config),
-            "max_length": config.max_length,
-            "sparsity": config.sparsity,
-        },
-        "tasks": rows,
-        "importance": {name: importance_rows(fisher) for name, fisher in fishers.items()},
-        "concentration": curves,
-        "similarity": pairs,
-        "overlap": overlaps,
-        "overlap_absent": no_overlap,
-        "damage": damage_matrix(config, model, tasks, fishers, progress=progress, say=say),
-    })
-
-
-def _used(examples: list[Example], fisher: Fisher) -> list[Example]:
-    # An example that the estimate skipped would make every other number NaN.
-    skipped = set(fisher.skipped)
-    return [example for example in examples if example.id not in skipped]
 
 
 def _run_record(start: float, command: str | None, model: torch.nn.Module) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from fisherscope.data import Example, mask_tokens, read_jsonl
 from fisherscope.data.rows import read_rows
 from fisherscope.errors import ConfigError, DataError
+from fisherscope.metrics.estimating import estimate_options
 from fisherscope.metrics.loading import Checkpoint, load_model, open_checkpoint
 from fisherscope.metrics.run_config import RunConfig
 from fisherscope.planning import plan
@@ -37,61 +38,64 @@ class PreparedRun:
     plans: dict[str, Any]
 
 
-def prepare_run(config: RunConfig) -> PreparedRun:
-    """Read and check tasks and model, and plan each estimate.
+@dataclass(frozen=True)
+class Read:
+    """The input of a run, sound as far as can be told without the weights.
+
+    Attributes:
+        config: The run with every path absolute.
+        checkpoint: Where its model is.
+        tasks: Task name to examples.
+        files: Task name to file.
+    """
+
+    config: RunConfig
+    checkpoint: Checkpoint
+    tasks: dict[str, list[Example]]
+    files: dict[str, Path]
+
+
+def read_run(config: RunConfig) -> Read:
+    """Read and check a run's tasks, its model's configuration and tokenizer.
 
     Args:
-        config: The run.
+        config: The run, of one model.
 
     Returns:
-        What the run needs from here on.
+        What was read.
 
     Raises:
         DataError: If a task has a single row.
     """
     files = _files(config)
     checkpoint = open_checkpoint(config)
-    # Rows first, weights after: a broken line shows up before gigabytes are read.
     tasks = {name: _read(name, path, checkpoint, config) for name, path in files.items()}
-    model = load_model(checkpoint, config)
-    plans = {}
     for name, examples in tasks.items():
-        with _naming(name, files[name]):
-            if len(examples) < 2:
-                raise DataError(
-                    "one row only; a run compares two halves of each task, so give at least two"
-                )
-            plans[name] = plan(model, examples, **estimate_options(config))
-    return PreparedRun(
-        config=absolute(config, checkpoint),
-        model=model,
-        tasks=tasks,
-        plans=plans,
-    )
+        if len(examples) < 2:
+            raise DataError(
+                f"task {name!r} ({files[name]}): one row only; a run compares two halves of each "
+                "task, so give at least two"
+            )
+    return Read(absolute(config, checkpoint), checkpoint, tasks, files)
 
 
-def estimate_options(config: RunConfig) -> dict[str, Any]:
-    """The options of a run that :func:`fisherscope.estimate` and ``plan`` take.
+def prepare_run(config: RunConfig) -> PreparedRun:
+    """Read and check tasks and model, and plan each estimate.
 
     Args:
-        config: The run.
+        config: The run, of one model.
 
     Returns:
-        Keyword arguments.
+        What the run needs from here on.
     """
-    fisher = config.fisher
-    return {
-        "structure": fisher.structure,
-        "fisher_type": fisher.fisher_type,
-        "unit": fisher.unit,
-        "parameters": fisher.parameters,
-        "likelihood": fisher.likelihood,
-        "draws": fisher.draws,
-        "seed": fisher.seed,
-        "batch_size": fisher.batch_size,
-        "halves": True,
-        "on_nonfinite": fisher.on_nonfinite,
-    }
+    # Rows first, weights after: a broken line shows up before gigabytes are read.
+    read = read_run(config)
+    model = load_model(read.checkpoint, config)
+    plans = {}
+    for name, examples in read.tasks.items():
+        with _naming(name, read.files[name]):
+            plans[name] = plan(model, examples, **estimate_options(config.fisher))
+    return PreparedRun(config=read.config, model=model, tasks=read.tasks, plans=plans)
 
 
 def absolute(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:

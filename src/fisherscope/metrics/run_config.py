@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
@@ -10,10 +11,13 @@ from typing import Any, Literal, get_args
 from fisherscope import specs
 from fisherscope.defaults import FisherConfig, FisherType, OnNonFinite, Sampling, Unit
 from fisherscope.errors import ConfigError, ParameterError
-from fisherscope.metrics.task_names import check_task_names
+from fisherscope.metrics.names import check_names
 from fisherscope.naming import to_text
 
 DType = Literal["auto", "float32", "float64", "bfloat16", "float16"]
+SPARSITY = 0.5
+# What stands in a run's folder beside the folders of its models.
+RESERVED = ("config.yaml", "results.json", "report.html", "fisher", "tables")
 LIKELIHOODS = ("auto", "causal-lm", "masked-lm", "classification", "regression")
 
 
@@ -43,7 +47,8 @@ class RunConfig:
     its files exist and its model loads is found out by :func:`fisherscope.metrics.analyze`.
 
     Attributes:
-        model: Folder of a Hugging Face checkpoint, or a hub id.
+        model: Folder of a Hugging Face checkpoint, or a hub id; or model name to one of those
+            for several, of which the first is what the others are compared with.
         tasks: Task name to JSONL file.
         out: Folder for everything that the run leaves; ``None`` where nothing is written.
         fisher: How each task's Fisher is estimated; ``halves`` is always kept, ``parameters`` are
@@ -59,12 +64,12 @@ class RunConfig:
             writes down the commit that it found, so that it replays on the same weights.
     """
 
-    model: str
+    model: str | Mapping[str, str]
     tasks: Mapping[str, str]
     out: str | None = None
     fisher: FisherConfig = field(default_factory=lambda: FisherConfig(halves=True))
     max_length: int = 512
-    sparsity: float = 0.5
+    sparsity: float = SPARSITY
     damage: DamageConfig = field(default_factory=DamageConfig)
     trust_remote_code: bool = False
     dtype: DType = "auto"
@@ -72,13 +77,13 @@ class RunConfig:
     revision: str | None = None
 
     def __post_init__(self) -> None:
-        _text("model", self.model)
+        self._check_models()
         if not isinstance(self.tasks, Mapping) or not self.tasks:
             raise ConfigError(
                 f"tasks is {self.tasks!r}; give at least one name and JSONL file, "
                 "for example --task code=code.jsonl"
             )
-        check_task_names(self.tasks)
+        check_names(self.tasks)
         for name, path in self.tasks.items():
             _text(f"tasks.{name}", path)
         if self.out is not None:
@@ -93,6 +98,51 @@ class RunConfig:
         _check_fisher(self.fisher)
         object.__setattr__(self, "fisher", _in_text(self.fisher))
         _check_damage(self.damage)
+
+    def _check_models(self) -> None:
+        if not isinstance(self.model, Mapping):
+            _text("model", self.model)
+            return
+        if len(self.model) < 2:
+            raise ConfigError(
+                f"model names {len(self.model)} model; name at least two to compare, or give "
+                "one without a name"
+            )
+        check_names(self.model, "model")
+        for name, source in self.model.items():
+            _text(f"model.{name}", source)
+        taken = sorted({name for name in self.model if name.casefold() in RESERVED})
+        if taken:
+            raise ConfigError(
+                f"model name {taken[0]!r} is that of something else in a run; choose another"
+            )
+        if self.revision is not None:
+            raise ConfigError(
+                "revision is for a single model; of several, give folders, or run each by itself"
+            )
+
+    @property
+    def source(self) -> str:
+        """Where the model is, of a run of one model; several are a ``ConfigError``."""
+        if isinstance(self.model, str):
+            return self.model
+        raise ConfigError(
+            f"{len(self.model)} models are named ({', '.join(self.model)}); only `analyze` takes "
+            "several, give a single one"
+        )
+
+    def alone(self, name: str) -> RunConfig:
+        """The run of one of several models.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            The same run with that model alone, in a folder of its own.
+        """
+        assert isinstance(self.model, Mapping)
+        out = None if self.out is None else os.path.join(self.out, name)
+        return replace(self, model=self.model[name], out=out)
 
 
 def _check_fisher(fisher: FisherConfig) -> None:
@@ -163,17 +213,17 @@ def _number(key: str, value: Any, *, low: float, high: float) -> None:
         raise ConfigError(f"{key} is {value!r}; expected a number between {low:g} and {high:g}")
 
 
-def settings_of(config: RunConfig) -> dict[str, Any]:
+def settings_of(config: FisherConfig) -> dict[str, Any]:
     """The Fisher settings that a user may write in a config file.
 
     Args:
-        config: A run.
+        config: The settings.
 
     Returns:
         One entry per field of :class:`FisherConfig`, without ``halves`` (always kept) and
         ``ema_decay`` (not used by a run).
     """
-    return {name: getattr(config.fisher, name) for name in FISHER_KEYS}
+    return {name: getattr(config, name) for name in FISHER_KEYS}
 
 
 FISHER_KEYS = tuple(f.name for f in fields(FisherConfig) if f.name not in {"halves", "ema_decay"})

@@ -35,6 +35,25 @@ def tables_of(results: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     }
 
 
+def comparison_tables(results: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """Turn the comparison of several models into tables.
+
+    Args:
+        results: The content of its ``results.json``.
+
+    Returns:
+        Table name to frame.
+    """
+    names = ("table", "tensors", "modules", "similarity")
+    tasks = {name: pd.DataFrame(rows) for name, rows in results["tasks"].items()}
+    for frame in tasks.values():
+        frame["skipped"] = [len(skipped) for skipped in frame["skipped"]]
+    return {
+        "tasks": pd.concat(tasks, names=["model"]).reset_index("model").reset_index(drop=True),
+        **{name: pd.DataFrame(results[name]) for name in names},
+    }
+
+
 def _by_task(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     labelled = []
     for name, frame in frames.items():

@@ -14,9 +14,10 @@ from markupsafe import Markup
 
 from fisherscope.errors import StoreError
 from fisherscope.metrics.run_folder import write_bytes
-from fisherscope.report import text
+from fisherscope.report import comparison, text
 from fisherscope.report.alerts import alerts, headline, tiles
-from fisherscope.report.figures import REGISTRY, FigureSpec
+from fisherscope.report.comparison import is_comparison
+from fisherscope.report.figures import COMPARISON, REGISTRY, FigureSpec
 from fisherscope.report.figures.palette import css_variables
 from fisherscope.report.summary import markdown
 from fisherscope.report.tables import coverage_table, tasks_table
@@ -36,14 +37,44 @@ def render(results: Mapping[str, Any]) -> str:
     """Draw a report.
 
     Args:
-        results: The content of a run's ``results.json``. Missing sections and values are
-            shown as missing; text in it is escaped.
+        results: The content of a run's ``results.json``, of one model or of the comparison of
+            several. Missing sections and values are shown as missing; text in it is escaped.
 
     Returns:
         A whole HTML page: no network, no external file, the same for the same results. A
         dictionary that is no results file of this format is a :class:`StoreError`.
     """
     content = _checked(results)
+    compares = is_comparison(content)
+    registry = COMPARISON if compares else REGISTRY
+    shared = {
+        "settings": content.get("settings") or {},
+        "run": content.get("run") or {},
+        "version": content.get("version"),
+        "created": content.get("created"),
+        "figures": [_figure(spec, content) for spec in registry],
+        "colors": css_variables(),
+    }
+    own = comparison.context(content) if compares else _model(content)
+    name = "comparison.html.j2" if compares else "model.html.j2"
+    return _environment().get_template(name).render(**shared, **own)
+
+
+def _model(content: Mapping[str, Any]) -> dict[str, Any]:
+    first, rest = headline(content)
+    return {
+        "model": content.get("model") or {},
+        "n_tasks": len(content["tasks"]),
+        "finding": first,
+        "lead": rest,
+        "tiles": tiles(content),
+        "alerts": alerts(content, SECTIONS),
+        "tasks": tasks_table(content),
+        "coverage": coverage_table(content),
+    }
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fisherscope.report", "."),
         autoescape=True,
@@ -58,23 +89,7 @@ def render(results: Mapping[str, Any]) -> str:
         sha256=_sha256,
         size=text.size,
     )
-    first, rest = headline(content)
-    return environment.get_template("template.html.j2").render(
-        model=content.get("model") or {},
-        settings=content.get("settings") or {},
-        run=content.get("run") or {},
-        version=content.get("version"),
-        created=content.get("created"),
-        n_tasks=len(content["tasks"]),
-        finding=first,
-        lead=rest,
-        tiles=tiles(content),
-        alerts=alerts(content, SECTIONS),
-        tasks=tasks_table(content),
-        coverage=coverage_table(content),
-        figures=[_figure(spec, content) for spec in REGISTRY],
-        colors=css_variables(),
-    )
+    return environment
 
 
 def summary(results: Mapping[str, Any]) -> str:
@@ -86,7 +101,8 @@ def summary(results: Mapping[str, Any]) -> str:
     Returns:
         The table, the main finding and the alerts.
     """
-    return markdown(_checked(results))
+    content = _checked(results)
+    return comparison.markdown(content) if is_comparison(content) else markdown(content)
 
 
 def write_report(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
@@ -127,6 +143,8 @@ def _checked(results: Mapping[str, Any]) -> dict[str, Any]:
             "run `fisherscope analyze` again or use the version that wrote them"
         )
     content = text.clean(dict(results))
+    if is_comparison(content):
+        return content
     tasks = content.get("tasks")
     if not isinstance(tasks, list) or not all(isinstance(t, dict) and "name" in t for t in tasks):
         raise StoreError(

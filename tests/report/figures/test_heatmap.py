@@ -67,10 +67,10 @@ def test_order_is_that_of_the_forward_pass(results):
     for rows in results["importance"].values():
         rows.reverse()
     data = heatmap.build(results)
-    assert data.layers == tuple(range(6))
-    assert data.modules[:4] == ("q_proj", "k_proj", "v_proj", "o_proj")
-    assert data.modules[-1] == "norm"
-    assert data.above == ("embed",) and data.below == ("norm", "head")
+    assert data.grid.layers == tuple(range(6))
+    assert data.grid.modules[:4] == ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert data.grid.modules[-1] == "norm"
+    assert data.grid.above == ("embed",) and data.grid.below == ("norm", "head")
     assert data.tasks == tuple(task["name"] for task in results["tasks"])
 
 
@@ -153,7 +153,7 @@ def test_caption_speaks_of_the_largest_cell_that_is_no_norm(results):
 def test_model_without_layers(drawn, texts):
     # Catches a crash or empty panels for a plain MLP, whose addresses have no layer.
     data = heatmap.build(make_results(3, 0))
-    assert data.layers == () and data.below == ("0", "2", "4")
+    assert data.grid.layers == () and data.grid.below == ("0", "2", "4")
     root = drawn(data)[0][1]
     assert {"0", "2", "4"} <= set(texts(root)) and len(_cells_of(root)) == 9
     assert "module 0" in data.caption()

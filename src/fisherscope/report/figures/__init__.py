@@ -1,6 +1,14 @@
-"""The figures of the report, in page order: a new figure is one file and one line here."""
+"""The figures of the pages, in their order: a new figure is one file and one line here."""
 
-from fisherscope.report.figures import concentration, damage, heatmap, overlap, similarity
+from fisherscope.report.figures import (
+    changes,
+    concentration,
+    damage,
+    heatmap,
+    moved,
+    overlap,
+    similarity,
+)
 from fisherscope.report.figures.base import FigureData, FigureSpec, View
 
 REGISTRY: tuple[FigureSpec, ...] = (
@@ -11,4 +19,6 @@ REGISTRY: tuple[FigureSpec, ...] = (
     damage.FIGURE,
 )
 
-__all__ = ["REGISTRY", "FigureData", "FigureSpec", "View"]
+COMPARISON: tuple[FigureSpec, ...] = (changes.FIGURE, moved.FIGURE)
+
+__all__ = ["COMPARISON", "REGISTRY", "FigureData", "FigureSpec", "View"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +15,9 @@ from fisherscope.report.figures import canvas, palette
 from fisherscope.report.figures.base import FigureSpec, View
 from fisherscope.report.figures.canvas import Box
 from fisherscope.report.figures.cells import Cell, named, pool, total
+from fisherscope.report.figures.grid import Grid, Layout
 from fisherscope.report.tables import Column, Table
 
-# Columns in the order of the forward pass; modules not listed come between attention and norms.
-_FIRST = (
-    *("c_attn", "qkv", "query_key_value", "in_proj", "q_proj", "query", "q"),
-    *("k_proj", "key", "k", "v_proj", "value", "v"),
-    *("o_proj", "out_proj", "dense", "attn_output"),
-    *("gate_proj", "up_proj", "c_fc", "fc1", "dense_h_to_4h", "intermediate"),
-    *("down_proj", "c_proj", "fc2", "dense_4h_to_h", "output"),
-)
-_GAP, _EDGE, _COLUMN_LABEL = 22.0, 6.0, 115.0
 # Tooltips of more cells than that would make up most of the page; the table has them all.
 _MOST_TOOLTIPS = 2500
 
@@ -36,19 +28,13 @@ class HeatmapData:
 
     Attributes:
         tasks: Task names in page order, one panel each.
-        layers: Layer indices, top to bottom; empty for a model without layers.
-        modules: Modules inside layers, left to right.
-        above: Modules drawn above the layers (embeddings).
-        below: Modules drawn below the layers (final norm, head and whatever else).
+        grid: Layers and modules.
         cells: Every cell with parameters.
         unit: What the mean is taken over.
     """
 
     tasks: tuple[str, ...]
-    layers: tuple[int, ...]
-    modules: tuple[str, ...]
-    above: tuple[str, ...]
-    below: tuple[str, ...]
+    grid: Grid
     cells: tuple[Cell, ...]
     unit: str
 
@@ -110,13 +96,13 @@ class HeatmapData:
         rows = (
             "Each panel is a task, each row a layer (0 is next to the input), each column a "
             "module; bars above and below are what lies outside the layers. "
-            if self.layers
+            if self.grid.layers
             else "Each panel is a task, each row a module. "
         )
         beyond = (
             "Bars outside the layers may exceed the scale, so they carry their number unless "
             "hatched. "
-            if self.layers
+            if self.grid.layers
             else ""
         )
         hover = "Hover for values. " if len(self.cells) <= _MOST_TOOLTIPS else ""
@@ -181,152 +167,38 @@ def build(results: Mapping[str, Any]) -> HeatmapData | None:
         return None
     found = {task for task, _, _ in groups}
     tasks = [name for name in palette.task_names(results, *found) if name in found]
-    layers = sorted({layer for _, layer, _ in groups if layer is not None})
-    modules = _ordered(module for _, layer, module in groups if layer is not None)
-    aside = list(dict.fromkeys(module for _, layer, module in groups if layer is None))
-    above = [module for module in aside if layers and "emb" in module]
-    below = [module for module in aside if module not in above]
-    below.sort(key=lambda module: {"norm": 0, "head": 2}.get(module, 1 if layers else 0))
-    order = {name: i for i, name in enumerate([*above, *modules, *below])}
-    position = {name: i for i, name in enumerate(tasks)}
-
-    def rank(key: tuple[str, int | None, str]) -> tuple[float, ...]:
-        task, layer, module = key
-        outside = -1.0 if module in above else math.inf
-        return position[task], outside if layer is None else layer, order[module]
-
-    cells = tuple(pool(*key, groups[key]) for key in sorted(groups, key=rank))
+    grid = Grid.of((layer, module) for _, layer, module in groups)
+    order = sorted(groups, key=lambda key: (tasks.index(key[0]), *grid.rank(key[1:])))
     unit = str((results.get("settings") or {}).get("unit") or "unit")
-    return HeatmapData(
-        tuple(tasks), tuple(layers), tuple(modules), tuple(above), tuple(below), cells, unit
-    )
-
-
-def _ordered(names: Iterable[str]) -> list[str]:
-    seen = list(dict.fromkeys(names))
-    known = {name: i for i, name in enumerate(_FIRST)}
-    return sorted(seen, key=lambda n: (n == "norm", known.get(n, len(_FIRST)), seen.index(n)))
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Places in pixels."""
-
-    per_row: int
-    cell_width: float
-    cell_height: float
-    left: float
-    top: float
-    labels: float
-    panel_width: float
-    panel_height: float
-    row_height: float
-    height: float
-
-
-def _layout(data: HeatmapData) -> _Layout:
-    columns = max(1, len(data.modules))
-    beside = [*data.above, *data.below, "layer"]
-    left = 18 + max(canvas.extent(label, 11) for label in canvas.fit(beside, 140, 11))
-    room = canvas.WIDTH - left - 4
-    widest = 56.0 if data.layers else 120.0
-    smallest = max(100.0, columns * 19.0)
-    per_row = max(1, min(len(data.tasks), int((room + _GAP) // (smallest + _GAP))))
-    rows = math.ceil(len(data.tasks) / per_row)
-    per_row = math.ceil(len(data.tasks) / rows)
-    cell_width = min(max(widest, 100.0 / columns), ((room + _GAP) / per_row - _GAP) / columns)
-    cell_height = min(26.0, max(6.0, 420.0 / max(1, len(data.layers))))
-    aside = 15.0
-    blocks = sum(bool(part) for part in (data.above, data.layers, data.below))
-    panel_height = (
-        len(data.layers) * cell_height
-        + (len(data.above) + len(data.below)) * (aside if data.layers else 24.0)
-        + (blocks - 1) * _EDGE
-    )
-    named_below = canvas.fit(data.modules, _COLUMN_LABEL, 10.5)
-    longest = max((canvas.extent(label, 10.5) for label in named_below), default=0.0)
-    labels = 12 + 0.72 * longest if data.layers else 6.0
-    row_height = 30 + panel_height + labels + 10
-    top = 52.0
-    return _Layout(
-        per_row, cell_width, cell_height, left, top, labels,
-        columns * cell_width, panel_height, row_height, top + rows * row_height,
-    )  # fmt: skip
-
-
-def _rows(data: HeatmapData, layout: _Layout) -> dict[tuple[int | None, str], tuple[float, float]]:
-    # Top and height of each row of a panel; layers under (layer, ""), the rest by module.
-    aside = 15.0 if data.layers else 24.0
-    places: dict[tuple[int | None, str], tuple[float, float]] = {}
-    y = 0.0
-    for block in (
-        [(None, m) for m in data.above],
-        [(layer, "") for layer in data.layers],
-        [(None, m) for m in data.below],
-    ):
-        for layer, module in block:
-            height = aside if layer is None else layout.cell_height
-            places[layer, module] = (y, height)
-            y += height
-        y += _EDGE if block else 0.0
-    return places
+    return HeatmapData(tuple(tasks), grid, tuple(pool(*key, groups[key]) for key in order), unit)
 
 
 def _draw(data: HeatmapData, quantity: str) -> Any:
     name = f"importance-{quantity}"
     with canvas.style(name):
-        layout = _layout(data)
+        layout = Layout.of(data.grid, len(data.tasks))
         figure = canvas.new_figure(layout.height)
         sheet = canvas.add_sheet(figure)
         span = data.scale() if quantity == "mean" else _share_span(data)
         _scale_bar(sheet, data, span, quantity)
-        places = _rows(data, layout)
         looks = palette.series(data.tasks)
-        shown = canvas.fit(data.tasks, layout.panel_width / 1.1, 13)
+        shown = layout.titles(data.tasks)
         hover: dict[str, list[str]] = {}
         for i, task in enumerate(data.tasks):
-            x = layout.left + (i % layout.per_row) * (layout.panel_width + _GAP)
-            y = layout.top + (i // layout.per_row) * layout.row_height + 30
-            canvas.rectangles(sheet, [(x, y - 8, layout.panel_width, 3)], looks[task].color)
-            canvas.write(sheet, x, y - 18, shown[i], size=13, weight="bold")
-            if i % layout.per_row == 0:
-                _row_labels(sheet, data, layout, places, y)
-            _column_labels(sheet, data, layout, x, y + layout.panel_height)
+            corner = layout.corner(i)
             cells = [c for c in data.cells if c.task == task]
             if len(data.cells) <= _MOST_TOOLTIPS:
                 hover[f"cells-{i}"] = [_tooltip(cell) for cell in cells]
-            boxes = [_box(data, layout, places, cell, x, y) for cell in cells]
+            boxes = [layout.box((cell.layer, cell.module), *corner) for cell in cells]
             fills = [_fill(cell, span, quantity) for cell in cells]
             edges = {"edgecolors": palette.CARD, "linewidths": 0.7}
             if layout.cell_height < 9:
                 edges = {"edgecolors": fills, "linewidths": 0.4}
             canvas.rectangles(sheet, boxes, fills, gid=f"cells-{i}", **edges)
             _marks(sheet, cells, boxes, fills, quantity)
-            frames = [(x, y + at, layout.panel_width, tall) for at, tall in _frames(data, places)]
-            outline = {"edgecolors": palette.GRID, "linewidths": 0.8}
-            canvas.rectangles(sheet, frames, "none", **outline)
+            layout.frame(sheet, i, shown[i], looks[task].color)
         label = f"Heat map of {name.replace('-', ', ')}. {data.caption()}"
         return canvas.to_svg(figure, name=name, label=label, hover=hover)
-
-
-def _box(
-    data: HeatmapData, layout: _Layout, places: Mapping[Any, Any], cell: Cell, x: float, y: float
-) -> Box:
-    if cell.layer is None:
-        top, height = places[None, cell.module]
-        return x, y + top, layout.panel_width, height
-    top, height = places[cell.layer, ""]
-    column = data.modules.index(cell.module)
-    return x + column * layout.cell_width, y + top, layout.cell_width, height
-
-
-def _frames(data: HeatmapData, places: Mapping[Any, Any]) -> list[tuple[float, float]]:
-    # Every block has an outline: the darkest cells would melt into a dark page.
-    frames = [places[None, module] for module in (*data.above, *data.below)]
-    if data.layers:
-        first, last = places[data.layers[0], ""], places[data.layers[-1], ""]
-        frames.append((first[0], last[0] + last[1] - first[0]))
-    return frames
 
 
 def _share_span(data: HeatmapData) -> tuple[float, float] | None:
@@ -371,36 +243,6 @@ def _tooltip(cell: Cell) -> str:
         f"{text.percent(cell.share, cell.share_se)} of the trace, "
         f"{text.plural(cell.n_parameters, 'parameter')}"
     )
-
-
-def _row_labels(
-    sheet: Axes, data: HeatmapData, layout: _Layout, places: Mapping[Any, Any], y: float
-) -> None:
-    step = next(
-        s for s in (1, 2, 5, 10, 20, 50, 10**9) if s * layout.cell_height >= 13 or s == 10**9
-    )
-    asides = [*data.above, *data.below]
-    shown = dict(zip(asides, canvas.fit(asides, 140, 11), strict=True))
-    for (layer, module), (top, height) in places.items():
-        if layer is None or layer % step == 0:
-            label = shown[module] if layer is None else str(layer)
-            where = layout.left - 7
-            canvas.write(sheet, where, y + top + height / 2, label, ha="right", size=11)
-    if data.layers:
-        middle = y + places[data.layers[0], ""][0] + len(data.layers) * layout.cell_height / 2
-        canvas.write(
-            sheet, 8, middle, "layer", ha="center", size=11, rotation=90, color=palette.MUTED
-        )  # fmt: skip
-
-
-def _column_labels(sheet: Axes, data: HeatmapData, layout: _Layout, x: float, y: float) -> None:
-    step = math.ceil(11 / layout.cell_width)
-    for i, label in enumerate(canvas.fit(data.modules, _COLUMN_LABEL, 10.5)):
-        if i % step == 0:
-            center = x + (i + 0.5) * layout.cell_width
-            canvas.write(
-                sheet, center + 4, y + 7, label, ha="right", va="center", size=10.5, rotation=45
-            )
 
 
 def _scale_bar(

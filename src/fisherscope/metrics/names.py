@@ -1,59 +1,67 @@
-"""What may be called a task: a name that is safe to show and to store."""
+"""What a task or a model may be called: a name that is safe to show and to store."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
+from typing import Literal
 from urllib.parse import quote
 
-from fisherscope.errors import TaskError
+from fisherscope.errors import ConfigError, FisherscopeError, TaskError
+
+Kind = Literal["task", "model"]
 
 MAX_NAME = 100
 # File systems take 255 bytes; a store quotes the name and may add a temporary suffix to it.
 _MAX_QUOTED = 200
+_ERROR: dict[Kind, type[FisherscopeError]] = {"task": TaskError, "model": ConfigError}
+_EXAMPLE: dict[Kind, str] = {
+    "task": "--task code=data/code.jsonl",
+    "model": "--model base=models/base",
+}
 
 
-def check_task_name(name: object) -> str:
-    """Accept a task name, or say what is wrong with it.
+def check_name(name: object, kind: Kind = "task") -> str:
+    """Accept a name, or say what is wrong with it.
+
+    A name that is not text, is empty or too long, has blanks around it, or holds a path
+    separator, ``..`` or an invisible character is a ``TaskError``, of a model a ``ConfigError``.
 
     Args:
         name: The name as the user wrote it.
+        kind: What is named. Default: ``"task"``.
 
     Returns:
         The same name.
-
-    Raises:
-        TaskError: If it is not text, empty, too long, has blanks around it, holds a path
-            separator, ``..`` or an invisible character.
     """
     if not isinstance(name, str):
-        raise TaskError(f"task name {name!r} is not text; put it in quotes")
+        raise _ERROR[kind](f"{kind} name {name!r} is not text; put it in quotes")
     problem = _problem(name)
     if problem:
         shown = name if len(name) <= MAX_NAME else name[:40] + "…"
-        raise TaskError(
-            f"task name {shown!r} {problem}; use letters, digits, '-', '_' or '.', "
-            "for example --task code=data/code.jsonl"
+        raise _ERROR[kind](
+            f"{kind} name {shown!r} {problem}; use letters, digits, '-', '_' or '.', "
+            f"for example {_EXAMPLE[kind]}"
         )
     return name
 
 
-def check_task_names(names: Iterable[object]) -> None:
-    """Accept a set of task names that must live side by side in one folder.
+def check_names(names: Iterable[object], kind: Kind = "task") -> None:
+    """Accept a set of names that must live side by side in one folder.
+
+    One that is unusable is an error, and so are two that differ in nothing but case.
 
     Args:
         names: The names, in the user's order.
-
-    Raises:
-        TaskError: If one is unusable, or two differ in nothing but case.
+        kind: What is named. Default: ``"task"``.
     """
     seen: dict[str, str] = {}
     for raw in names:
-        name = check_task_name(raw)
+        name = check_name(raw, kind)
         folded = unicodedata.normalize("NFC", name).casefold()
         if folded in seen:
-            raise TaskError(
-                f"task names {seen[folded]!r} and {name!r} differ in nothing but case, which "
+            raise _ERROR[kind](
+                f"{kind} names {seen[folded]!r} and {name!r} differ in nothing but case, which "
                 "some file systems cannot keep apart; rename one of them"
             )
         seen[folded] = name
