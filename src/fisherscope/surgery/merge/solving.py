@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
-import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
 from fisherscope.structures.blocks import DenseBlock, DiagonalBlock, KroneckerBlock
 from fisherscope.structures.eigen import symmetric_eigen
+from fisherscope.surgery.merge.conjugate import conjugate_gradients, preconditioner
 from fisherscope.surgery.merge.curvature import Group, Term, weighted_mean
 from fisherscope.surgery.merge.kronecker import coordinates
 
@@ -94,39 +92,15 @@ def _simultaneous(terms: Sequence[Term], values: Sequence[Tensor], start: Tensor
 def _conjugate_gradients(
     terms: Sequence[Term], values: Sequence[Tensor], start: Tensor, iterations: int
 ) -> Solution:
-    shape, size = start.shape, start.numel()
-    pull = _pull(terms, values, start)
-    scale = torch.linalg.norm(pull).item()
-    diagonal = sum((term.diagonal() for term in terms), torch.zeros_like(start))
-    known = diagonal > 0
-    fallback = int((~known).sum())
-    if not scale > 0:
-        return Solution(start.clone(), "conjugate gradients", fallback)
-
-    def product(x: np.ndarray) -> Tensor:
-        move = torch.from_numpy(x.reshape(shape))
-        return sum((term.product(move) for term in terms), torch.zeros_like(start))
-
-    steps = 0
-
-    def count(_: np.ndarray) -> None:
-        nonlocal steps
-        steps += 1
-
-    # Scaled by the diagonal; a zero there belongs to a direction without any curvature.
-    inverse = torch.where(known, 1 / diagonal, 0.0).reshape(-1).numpy()
-    operator = partial(LinearOperator, shape=(size, size), dtype=np.float64)
-    found, _ = cg(
-        operator(matvec=lambda x: product(x).reshape(-1).numpy()),
-        pull.reshape(-1).numpy(),
-        rtol=TOLERANCE,
-        maxiter=iterations,
-        M=operator(matvec=lambda x: inverse * x.reshape(-1)),
-        callback=count,
+    inverse, fallback = preconditioner(terms)
+    moved, steps, residual = conjugate_gradients(
+        lambda x: sum((term.product(x) for term in terms), torch.zeros_like(start)),
+        _pull(terms, values, start),
+        inverse,
+        tolerance=TOLERANCE,
+        iterations=iterations,
     )
-    residual = torch.linalg.norm(pull - product(found)).item() / scale
-    value = start + torch.from_numpy(found.reshape(shape))
-    return Solution(value, "conjugate gradients", fallback, steps, residual)
+    return Solution(start + moved, "conjugate gradients", fallback, steps, residual)
 
 
 def converged(solutions: Sequence[Solution]) -> bool:
