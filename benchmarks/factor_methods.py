@@ -25,7 +25,9 @@ class Ours(Library):
         from fisherscope.specs import EKFAC, KFAC
 
         super().__init__(case, layers)
-        wanted = [f"{n}.{k}" for n in layers for k, _ in case.model.get_submodule(n).named_parameters()]
+        wanted = [
+            f"{n}.{k}" for n in layers for k, _ in case.model.get_submodule(n).named_parameters()
+        ]
         config = FisherConfig(parameters=wanted, structure=KFAC(), batch_size=len(case.x))
         kfac = prepare(case.model, examples(case), config)
         self._passes = {"kfac": kfac}
@@ -272,7 +274,9 @@ class _Losses(nn.Module):
 
     def forward(self, batch) -> Tensor:
         output = logits(self.shape, self.model, batch["x"])
-        return negative_log_likelihood(self.shape, output, batch["y"], reduction="none").unsqueeze(1)
+        return negative_log_likelihood(self.shape, output, batch["y"], reduction="none").unsqueeze(
+            1
+        )
 
 
 def curvlinops_ggn(case: Case) -> Prepared:

@@ -44,10 +44,11 @@ def _time(shape: Figures, key: str) -> str:
     figures = shape["stages"].get(key, {})
     if "failure" in figures:
         return "fails"
+    if _wrong(figures):
+        return "another quantity"
     if "ratio" not in figures:
         return "–"
-    text = f"{figures['ratio']:.2f} ({figures['ratio_q1']:.2f}–{figures['ratio_q3']:.2f})"
-    return f"~~{text}~~" if _wrong(figures) else text
+    return f"{figures['ratio']:.2f} ({figures['ratio_q1']:.2f}–{figures['ratio_q3']:.2f})"
 
 
 def _error(shape: Figures, key: str) -> str:

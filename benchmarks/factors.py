@@ -66,7 +66,7 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
     if options.memory:
         for stage in ["plain", *(n for n in answer["stages"] if not n.endswith("/step"))]:
             figures = answer["stages"].get(stage, {})
-            if "failure" not in figures:
+            if stage == "plain" or "ratio" in figures:
                 print(f"{shape}: memory of {stage}", file=sys.stderr, flush=True)
                 peaks[stage] = peak(shape, stage, figures.get("chunk"))
     return {
@@ -103,7 +103,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=HERE / "results", metavar="FOLDER")
     parser.add_argument("--table", action="store_true", help="only rewrite README.md")
     options = parser.parse_args(arguments)
-    options.shapes = options.shapes or (["gpt2-16x128", "llama-16x128"] if options.quick else SHAPES)
+    options.shapes = options.shapes or (
+        ["gpt2-16x128", "llama-16x128"] if options.quick else SHAPES
+    )
     options.repeats = options.repeats or (3 if options.quick else 9)
     return options
 
