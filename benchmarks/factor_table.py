@@ -81,7 +81,7 @@ def _targets(found: list[Figures]) -> str:
             ratio = shape["stages"].get(f"ours/{stage}", {}).get("ratio")
             if ratio is not None:
                 met = "yes" if ratio <= limit else "**no**"
-                lines.append([f"{label}, {shape['shape']}", f"≤ {limit:.2f}", f"{ratio:.2f}", met])
+                lines.append([f"{label}, {shape['shape']}", f"≤ {limit:.2f}", f"{ratio:.3f}", met])
     for shape in found:
         mine = shape["stages"].get("ours/step", {}).get("ratio")
         for rival in ("kronfluence", "curvlinops"):
@@ -89,7 +89,7 @@ def _targets(found: list[Figures]) -> str:
             if mine is not None and theirs is not None:
                 met = "yes" if mine < theirs else "**no**"
                 what = f"the whole step ahead of {rival}, {shape['shape']}"
-                lines.append([what, f"< {theirs:.2f}", f"{mine:.2f}", met])
+                lines.append([what, f"< {theirs:.3f}", f"{mine:.3f}", met])
     return markdown(["what", "target", "measured", "met"], lines)
 
 
