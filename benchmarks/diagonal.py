@@ -45,6 +45,7 @@ PACKAGES = [
     "nngeometry",
     "backpack-for-pytorch",
     "kronfluence",
+    "curvlinops-for-pytorch",
 ]
 
 
@@ -70,10 +71,14 @@ def machine() -> dict[str, Any]:
     }
 
 
-def ask_worker(task: dict[str, Any], environment: dict[str, str] | None = None) -> dict[str, Any]:
+def ask_worker(
+    task: dict[str, Any],
+    environment: dict[str, str] | None = None,
+    worker: str = "worker.py",
+) -> dict[str, Any]:
     """One task in a process of its own; a worker that dies leaves a ``failure``."""
     done = subprocess.run(
-        [sys.executable, str(HERE / "worker.py"), json.dumps(task)],
+        [sys.executable, str(HERE / worker), json.dumps(task)],
         env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
         capture_output=True,
         text=True,
@@ -184,7 +189,7 @@ def main() -> None:
             print("Nothing written: only a quick look.", file=sys.stderr)
             return
     if options.results == HERE / "results":
-        table.write(HERE / "README.md", table.load(options.results))
+        table.write(HERE / "README.md", table.render(table.load(options.results)))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def load(folder: Path) -> list[Figures]:
     return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
+def markdown(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -70,10 +70,10 @@ def _memory(figures: Figures) -> str:
     value = figures.get("peak_bytes")
     if value is None:
         return "–"
-    return _megabytes(value) + (f" @{figures['chunk']}" if "chunk" in figures else "")
+    return megabytes(value) + (f" @{figures['chunk']}" if "chunk" in figures else "")
 
 
-def _megabytes(value: float | None) -> str:
+def megabytes(value: float | None) -> str:
     return "–" if value is None else f"{value / 1e6:,.0f}"
 
 
@@ -107,7 +107,7 @@ def _grid(found: list[Figures], names: list[str], cell: Callable[[Figures], str]
         [shape["shape"], *(cell(shape["methods"].get(name, {})) for name in names)]
         for shape in found
     ]
-    return _markdown(["shape", *(labels[name] for name in names)], rows)
+    return markdown(["shape", *(labels[name] for name in names)], rows)
 
 
 def _findings(found: list[Figures]) -> list[str]:
@@ -144,7 +144,7 @@ def _other(found: list[Figures]) -> str:
         cells = [_time(shape["methods"].get(name, {})) for name in names]
         rows.append([shape["shape"], *cells, "–" if draw is None else f"{draw:.2f}"])
     header = ["shape", *(labels[name] for name in names), "each further draw"]
-    return "\n\n### Other estimates of ours\n\n" + _markdown(header, rows)
+    return "\n\n### Other estimates of ours\n\n" + markdown(header, rows)
 
 
 def _peaks(found: list[Figures]) -> str:
@@ -170,11 +170,11 @@ def _batches(found: list[Figures]) -> str:
                 pairs = zip(both, base, strict=True)
                 above = [None if None in pair else pair[0] - pair[1] for pair in pairs]
             where = f"{shape['shape']}, batch {' → '.join(peaks)}"
-            rows.append([where, _labels([shape], [name])[name], *map(_megabytes, both + above)])
+            rows.append([where, _labels([shape], [name])[name], *map(megabytes, both + above)])
     if not rows:
         return ""
     header = ["shape", "method", "peak, B", "peak, 4B", "beyond a plain step, B", "…, 4B"]
-    return "\n\n### Does memory grow with the batch (MB)?\n\n" + _markdown(header, rows)
+    return "\n\n### Does memory grow with the batch (MB)?\n\n" + markdown(header, rows)
 
 
 def _ratios(found: list[Figures], name: str, keep: Callable[[str], bool]) -> dict[str, float]:
@@ -230,10 +230,10 @@ def _targets(found: list[Figures]) -> str:
         rivals.clear()
     if not lines:
         return ""
-    return "\n\n### Targets\n\n" + _markdown(["what", "target", "measured", "met"], lines)
+    return "\n\n### Targets\n\n" + markdown(["what", "target", "measured", "met"], lines)
 
 
-def _machine(found: list[Figures]) -> str:
+def machine(found: list[Figures]) -> str:
     texts = {}
     for shape in found:
         machine, settings = shape["machine"], shape["settings"]
@@ -256,7 +256,7 @@ def render(found: list[Figures]) -> str:
     legend = "\n".join(f"- `{shape['shape']}`: {shape['description']}" for shape in found)
     findings = "\n".join(_findings(found))
     return (
-        f"{_machine(found)}\n\n{legend}\n\n"
+        f"{machine(found)}\n\n{legend}\n\n"
         "### Time, as a ratio to a plain step\n\nMedian (quartiles). In brackets: how many "
         "of the parameter tensors the method covers, where it is not all of them.\n\n"
         f"{_grid(found, DIAGONAL, _time)}\n\n{findings}"
@@ -267,9 +267,9 @@ def render(found: list[Figures]) -> str:
     )
 
 
-def write(readme: Path, found: list[Figures]) -> None:
+def write(readme: Path, figures: str, markers: tuple[str, str] = (BEGIN, END)) -> None:
     """Replace what stands between the two markers of the file."""
-    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    text = f"{before}{BEGIN}\n\n{render(found)}\n{END}{after}"
-    readme.write_text(text, encoding="utf-8")
+    begin, end = markers
+    before, rest = readme.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
+    readme.write_text(f"{before}{begin}\n\n{figures}\n{end}{after}", encoding="utf-8")

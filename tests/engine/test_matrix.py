@@ -328,3 +328,13 @@ def test_what_makes_no_sense_says_so(options, message):
     case = models.case("mlp")
     with pytest.raises(fs.ParameterError, match=message):
         fs.estimate(case.model, rows.examples(case.rows), progress=False, **options)
+
+
+# Would catch: lengths of rows that aren't squared, or that mix positions: with one position an
+# example, the ledger of Kronecker factors holds exact norms.
+@pytest.mark.parametrize("name", ["mlp", "mlp-regression"])
+def test_the_ledger_of_factors_is_exact_without_shared_positions(name):
+    ledger = estimate(name, "empirical", structure="kfac").ledger
+    exact = estimate(name, "empirical").ledger
+    assert ledger.tensors == exact.tensors
+    assert ledger.squares == pytest.approx(exact.squares, rel=1e-4, abs=1e-7)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fisherscope.errors import NonFiniteError, ParameterError
-from fisherscope.structures.eigen import symmetric_eigen
+from fisherscope.structures.eigen import _error, symmetric_eigen
 
 
 def moments(size, rank, seed=0, dtype=torch.float64):
@@ -77,6 +77,25 @@ def wrong(matrix):
     values, vectors = np.linalg.eigh(matrix.numpy())
     vectors[0, 0] += 1e-6
     return torch.from_numpy(values), torch.from_numpy(vectors)
+
+
+@pytest.mark.parametrize("column", range(0, 40, 3))
+def test_no_single_eigenvector_escapes_the_check(column):
+    # Catches: probes that miss a direction, and a residual or a skew that isn't looked at: the
+    # unit matrix has no residual whatever the vectors are, a wrong eigenvalue no skew.
+    eye = torch.eye(40, dtype=torch.float64)
+    twice = eye.clone()
+    twice[:, column] = eye[:, column - 1]
+    assert (
+        _error(eye, torch.ones(40, dtype=torch.float64), eye)
+        <= 1
+        < _error(eye, torch.ones(40, dtype=torch.float64), twice)
+    )
+    matrix = moments(40, 60)
+    values, vectors = torch.linalg.eigh(matrix)
+    assert _error(matrix, values, vectors) <= 1
+    values[column] += 1e-9 * values[-1]
+    assert _error(matrix, values, vectors) > 1
 
 
 @pytest.mark.parametrize("first", [failing, wrong])

@@ -136,7 +136,7 @@ class EigenAccumulator(Accumulator):
         last = self._rotated
         if last is not None and last[1] == block.inputs and identical(last[0], a):
             return last[2]
-        rotated = rotate(_with_ones(at_least_fp32(a)) if joint else at_least_fp32(a), r)
+        rotated = rotate(at_least_fp32(a), r, ones=joint)
         self._rotated = (a, block.inputs, rotated)
         return rotated
 
@@ -163,20 +163,27 @@ class EigenAccumulator(Accumulator):
         return {k: q for k, q in self._basis.items() if k.rpartition(".")[0] in used} | found
 
 
-def rotate(x: Tensor, basis: Sequence[Tensor]) -> Tensor:
+def rotate(x: Tensor, basis: Sequence[Tensor], ones: bool = False) -> Tensor:
     """Coordinates of rows in a block-diagonal orthogonal basis.
 
     Args:
         x: [..., features].
         basis: Eigenvectors as columns, one matrix per piece of the features.
+        ones: Whether the rows end in a 1 that ``x`` doesn't have. Default: ``False``.
 
     Returns:
-        A tensor of the shape of ``x``.
+        [..., coordinates].
     """
-    if len(basis) == 1:
-        return torch.matmul(x, basis[0].to(x))
-    parts = x.split([len(piece) for piece in basis], -1)
-    return torch.cat([p @ piece.to(x) for p, piece in zip(parts, basis, strict=True)], -1)
+    pieces = [piece.to(x) for piece in basis]
+    if len(pieces) == 1 and ones:
+        # The 1 adds the last row of the basis: no copy of x with one column more.
+        flat = torch.addmm(pieces[0][-1], x.flatten(0, -2), pieces[0][:-1])
+        return flat.unflatten(0, x.shape[:-1])
+    if ones:
+        x = _with_ones(x)
+    parts = x.split([len(piece) for piece in pieces], -1)
+    rotated = [torch.matmul(part, piece) for part, piece in zip(parts, pieces, strict=True)]
+    return rotated[0] if len(rotated) == 1 else torch.cat(rotated, -1)
 
 
 def _with_ones(a: Tensor) -> Tensor:

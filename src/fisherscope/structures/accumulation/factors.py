@@ -274,7 +274,7 @@ class FactorAccumulator(Accumulator):
         flat = g.flatten(0, 1)
         for i, piece in enumerate(pieces(g.shape[2], self._widest)):
             add_gram(flat[:, piece], self.sums[f"{name}:gradients.{i}"])
-        return (g.square().sum(2) * a.square().sum(2)).sum(1)
+        return (squared_lengths(g) * squared_lengths(a)).sum(1)
 
     def _positions(self, score: Score) -> Tensor:
         assert isinstance(score, VectorScore)
@@ -284,10 +284,10 @@ class FactorAccumulator(Accumulator):
     def _add_bias(self, name: str, score: Score) -> Tensor:
         g = self._positions(score)
         add_gram(g.flatten(0, 1), self.sums[f"{name}:matrix"])
-        return g.square().sum((1, 2))
+        return squared_lengths(g.flatten(1))
 
     def _bias_norms(self, score: Score) -> Tensor:
-        return self._positions(score).square().sum((1, 2))
+        return squared_lengths(self._positions(score).flatten(1))
 
     # -- ends -------------------------------------------------------------------------
 
@@ -307,6 +307,18 @@ class FactorAccumulator(Accumulator):
             key: (mirrored(total) if _is_factor(key) else total.detach().clone()).cpu()
             for key, total in self.sums.items()
         }
+
+
+def squared_lengths(x: Tensor) -> Tensor:
+    """``‖x‖²`` along the last dimension, in one pass over ``x`` and without a copy of it.
+
+    Args:
+        x: [..., features].
+
+    Returns:
+        [...], in the type of ``x``.
+    """
+    return torch.linalg.vector_norm(x, dim=-1).square_()
 
 
 def _is_factor(key: str) -> bool:
