@@ -8,6 +8,7 @@ from fisherscope.analysis import (
     RecycledComparison,
     Similarity,
     TopCoordinates,
+    Uncertainty,
     compare_recycled,
     concentration,
     damage,
@@ -18,6 +19,7 @@ from fisherscope.analysis import (
     similarity,
     spectrum,
     top_coordinates,
+    uncertainty,
 )
 from fisherscope.data import Example, examples, mask_tokens, read_jsonl
 from fisherscope.defaults import DEFAULTS, FisherConfig
@@ -85,6 +87,7 @@ __all__ = [
     "RecycledComparison",
     "Similarity",
     "TopCoordinates",
+    "Uncertainty",
     "compare_recycled",
     "concentration",
     "damage",
@@ -95,6 +98,7 @@ __all__ = [
     "similarity",
     "spectrum",
     "top_coordinates",
+    "uncertainty",
     # structures
     "Block",
     "Dense",

@@ -9,6 +9,7 @@ from fisherscope.analysis.masks import Overlap, masks, overlap
 from fisherscope.analysis.recycled import RecycledComparison, compare_recycled
 from fisherscope.analysis.similarity import Similarity, similarity
 from fisherscope.analysis.top import TopCoordinates, top_coordinates
+from fisherscope.analysis.uncertainty import Uncertainty, uncertainty
 
 __all__ = [
     "Concentration",
@@ -18,6 +19,7 @@ __all__ = [
     "RecycledComparison",
     "Similarity",
     "TopCoordinates",
+    "Uncertainty",
     "compare_recycled",
     "concentration",
     "damage",
@@ -28,4 +30,5 @@ __all__ = [
     "similarity",
     "spectrum",
     "top_coordinates",
+    "uncertainty",
 ]

@@ -96,6 +96,17 @@ class DiagonalFisher(Fisher):
         check_vector(v, self.identity.parameters, batch=True)
         return {name: v[name].detach().cpu() / self._damped(name, damping) for name in v}
 
+    def inverse_diagonal(self, *, damping: float) -> dict[str, Tensor]:
+        """The diagonal of ``(F + damping I)^-1`` with the mean per unit.
+
+        Args:
+            damping: Added to the diagonal; in the units of the diagonal.
+
+        Returns:
+            Every parameter's name to a new tensor of its shape.
+        """
+        return {name: 1 / self._damped(name, damping) for name in self.identity.parameters}
+
     def logdet(self, *, damping: float) -> float:
         """The log-determinant of ``F + damping I`` with the mean per unit.
 
