@@ -9,6 +9,7 @@ from fisherscope.analysis import (
     Similarity,
     TopCoordinates,
     TopDirections,
+    Uncertainty,
     compare_recycled,
     concentration,
     damage,
@@ -20,6 +21,7 @@ from fisherscope.analysis import (
     spectrum,
     top_coordinates,
     top_directions,
+    uncertainty,
 )
 from fisherscope.data import Example, examples, mask_tokens, read_jsonl
 from fisherscope.defaults import DEFAULTS, FisherConfig
@@ -89,6 +91,7 @@ __all__ = [
     "Similarity",
     "TopCoordinates",
     "TopDirections",
+    "Uncertainty",
     "compare_recycled",
     "concentration",
     "damage",
@@ -108,6 +111,7 @@ __all__ = [
     "precondition",
     "prune",
     "sparsity",
+    "uncertainty",
     # structures
     "Block",
     "Dense",

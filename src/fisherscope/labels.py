@@ -10,10 +10,14 @@ variance. Each kind of label here gives vectors :math:`u` with :math:`E[uu^\top]
   propagation: Martens, Sutskever, Swersky 2012).
 * :class:`Column`: one column :math:`\sqrt{p_c}(e_c - p)` of the same root; all columns together
   are the exact expectation over labels.
+
+Two more are no labels but outputs themselves, for the Jacobian of logits: :class:`Logit`, one
+logit per row, and :class:`Rest`, the log-sum-exp of all logits but some.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -106,7 +110,86 @@ class Column:
         return self
 
 
-Wanted = Drawn | Signs | Column
+@dataclass(frozen=True)
+class Logit:
+    """One logit per row, instead of a log-probability.
+
+    Attributes:
+        classes: Which one, int64 of the shape of the targets.
+    """
+
+    classes: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Logit:
+        """The same for other rows.
+
+        Args:
+            function: Selects or reshapes rows.
+
+        Returns:
+            A new object.
+        """
+        return Logit(function(self.classes))
+
+
+@dataclass(frozen=True)
+class Rest:
+    """The log-sum-exp of the logits of all classes but some.
+
+    Attributes:
+        classes: Those left out, int64 [..., k] with the shape of the targets before.
+    """
+
+    classes: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Rest:
+        """The same for other rows.
+
+        Args:
+            function: Selects or reshapes rows.
+
+        Returns:
+            A new object.
+        """
+        return Rest(torch.stack([function(one) for one in self.classes.unbind(-1)], -1))
+
+
+Wanted = Drawn | Signs | Column | Logit | Rest
+
+
+def root(p: Tensor, what: Signs | Column) -> Tensor:
+    """One vector of the root of ``diag(p) − ppᵀ`` per row.
+
+    Args:
+        p: Probabilities [..., classes]; zero in unsupervised rows.
+        what: Which vector.
+
+    Returns:
+        A tensor like ``p``, zero where it is.
+    """
+    if isinstance(what, Signs):
+        size = p.sqrt()
+        signed = torch.where(what.expand(p.shape[-1]), size, -size)
+        return torch.addcmul(signed, p, signed.sum(-1, keepdim=True), value=-1)
+    size = p[..., what.number : what.number + 1].sqrt()
+    column = -p * size
+    column[..., what.number : what.number + 1] += size
+    return column
+
+
+def slope(logits: Tensor, what: Logit | Rest) -> Tensor:
+    """The derivative of a logit, or of the log-sum-exp of some, by all logits.
+
+    Args:
+        logits: [..., classes].
+        what: Which one.
+
+    Returns:
+        A new tensor like ``logits``.
+    """
+    if isinstance(what, Logit):
+        return torch.zeros_like(logits).scatter_(-1, what.classes.unsqueeze(-1), 1.0)
+    return torch.softmax(logits.scatter(-1, what.classes, -math.inf), -1)
 
 
 def _mixed(value: Tensor) -> Tensor:

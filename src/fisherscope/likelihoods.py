@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fisherscope.data import Batch, Example
 from fisherscope.errors import DataError, LikelihoodError
-from fisherscope.labels import Column, Drawn, Signs, Wanted
+from fisherscope.labels import Column, Drawn, Logit, Rest, Signs, Wanted, root, slope
 
 IGNORE = -100
 NAMES = ("causal-lm", "masked-lm", "classification", "regression")
@@ -208,8 +208,12 @@ class Categorical(Likelihood):
         cumulative = p.cumsum(-1) if any(isinstance(w, Drawn) for w in wanted) else p
         sets = []
         for number, what in enumerate(wanted):
+            if isinstance(what, (Logit, Rest)):
+                own = supervised.unsqueeze(-1)
+                sets.append((targets, slope(outputs, what).mul_(own)))
+                continue
             if not isinstance(what, Drawn):
-                sets.append((targets, _root(p, what)))
+                sets.append((targets, root(p, what)))
                 continue
             # Scaling by the last entry keeps the draw inside the table whatever the rounding.
             # Kept below it, or a uniform that rounds to one would draw an impossible class.
@@ -224,18 +228,6 @@ class Categorical(Likelihood):
             derivative = p if number == len(wanted) - 1 else p.clone()
             sets.append((labels, derivative.scatter_add_(-1, drawn, minus)))
         return loss, sets
-
-
-def _root(p: Tensor, what: Signs | Column) -> Tensor:
-    """One vector of the root of ``diag(p) − ppᵀ`` per row; zero where ``p`` is zero."""
-    if isinstance(what, Signs):
-        root = p.sqrt()
-        signed = torch.where(what.expand(p.shape[-1]), root, -root)
-        return torch.addcmul(signed, p, signed.sum(-1, keepdim=True), value=-1)
-    root = p[..., what.number : what.number + 1].sqrt()
-    column = -p * root
-    column[..., what.number : what.number + 1] += root
-    return column
 
 
 class CausalLM(Categorical):
@@ -392,6 +384,8 @@ class Regression(Likelihood):
                 sets.append((outputs + noise, -noise))
             elif isinstance(what, Signs):
                 sets.append((targets, 1.0 - 2.0 * (what.uniforms >= 0.5).to(outputs)))
+            elif not isinstance(what, Column):
+                raise LikelihoodError("regression has no logits; use labels.Column")
             else:
                 column = torch.zeros_like(outputs)
                 column[..., what.number] = 1.0

@@ -53,6 +53,9 @@ def test_every_verb_against_the_dense_matrix(structure, unit):
     )
     assert fisher.quadratic(v) == pytest.approx((flat(v) @ matrix @ flat(v)).item())
     assert fisher.logdet(damping=0.3) == pytest.approx(torch.logdet(damped).item())
+    inverse = fisher.inverse_diagonal(damping=0.3)
+    torch.testing.assert_close(flat(inverse), torch.linalg.inv(damped).diagonal())
+    assert {n: tuple(d.shape) for n, d in inverse.items()} == SHAPES
     assert fisher.trace() == pytest.approx(matrix.trace().item())
     product = matrix @ dense(other, structure, count_b)
     assert fisher.inner(build(other, **kind)) == pytest.approx(product.trace().item())

@@ -50,6 +50,8 @@ def test_every_verb_against_the_explicit_matrix(case, dtype):
     solved = fisher.solve(v, damping=0.3)
     np.testing.assert_allclose(flat(fisher, solved), np.linalg.solve(damped, x), **close)
     assert {t.dtype for t in solved.values()} == {dtype}
+    inverse = fisher.inverse_diagonal(damping=0.3)
+    np.testing.assert_allclose(flat(fisher, inverse), np.linalg.inv(damped).diagonal(), **close)
     assert fisher.quadratic(v) == pytest.approx(x @ matrix @ x, rel=close["rtol"])
     logdet = np.linalg.slogdet(damped)[1]
     assert fisher.logdet(damping=0.3) == pytest.approx(logdet, rel=close["rtol"])

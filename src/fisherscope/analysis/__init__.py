@@ -11,6 +11,7 @@ from fisherscope.analysis.overlap import Overlap, overlap
 from fisherscope.analysis.recycled import RecycledComparison, compare_recycled
 from fisherscope.analysis.similarity import Similarity, similarity
 from fisherscope.analysis.top import TopCoordinates, top_coordinates
+from fisherscope.analysis.uncertainty import Uncertainty, uncertainty
 
 __all__ = [
     "Concentration",
@@ -21,6 +22,7 @@ __all__ = [
     "Similarity",
     "TopCoordinates",
     "TopDirections",
+    "Uncertainty",
     "compare_recycled",
     "concentration",
     "damage",
@@ -32,4 +34,5 @@ __all__ = [
     "spectrum",
     "top_coordinates",
     "top_directions",
+    "uncertainty",
 ]

@@ -40,6 +40,8 @@ class Labelling:
         split: Backpropagate every token's own log-probability by itself.
         columns: How many columns of the root of the output Fisher, token by token, take the
             place of labels: all of them are the exact expectation. 0: none.
+        outputs: Says of a batch and its targets what takes the place of labels, token by
+            token; as many things for every batch. ``None``: nothing.
     """
 
     draws: int = 0
@@ -47,6 +49,7 @@ class Labelling:
     sampling: str = "labels"
     split: bool = False
     columns: int = 0
+    outputs: Callable[[Batch, Tensor], Sequence[Wanted]] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,12 @@ class Sweep:
             return torch.cat(parts)
         batch = make_batch(self.model, examples)
         targets = self.likelihood.targets(batch)
-        sets = self._sets(targets, self._draws(batch, targets, labelling), labelling)
+        wanted = (
+            labelling.outputs(batch, targets)
+            if labelling.outputs is not None
+            else self._draws(batch, targets, labelling)
+        )
+        sets = self._sets(targets, wanted, labelling)
         head, observer = self.coverage.head, self.observer
         kinds = {
             name: {"weight": "matrix"}.get(local, "vector") for local, name in head.names.items()
@@ -177,9 +185,14 @@ class Sweep:
             for draw in range(labelling.draws)
         ]
 
-    def _sets(self, targets: Tensor, draws: Sequence[Wanted], labelling: Labelling) -> list[_Sets]:
-        if draws:
-            return [_Sets(targets, draws, 0, True)]
+    def _sets(self, targets: Tensor, wanted: Sequence[Wanted], labelling: Labelling) -> list[_Sets]:
+        if labelling.outputs is not None:
+            return [
+                _Sets(slot, wanted, number * len(wanted), True)
+                for number, slot in enumerate(split_targets(targets))
+            ]
+        if wanted:
+            return [_Sets(targets, wanted, 0, True)]
         if not labelling.columns:
             slots = split_targets(targets) if labelling.split else [targets]
             return [_Sets(slot, (), number, True) for number, slot in enumerate(slots)]

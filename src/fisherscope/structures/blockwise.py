@@ -170,6 +170,23 @@ class BlockwiseFisher(Fisher):
             solved.append((block, x.dtype, block.unrotate(block.rotate(x) / damped)))
         return self._split(solved)
 
+    def inverse_diagonal(self, *, damping: float) -> dict[str, Tensor]:
+        """The diagonal of ``(F + damping I)^-1`` with the mean per unit.
+
+        Args:
+            damping: As for :meth:`solve`.
+
+        Returns:
+            Every parameter's name to a new tensor of its shape.
+        """
+        return self._ordered({
+            name: tensor.to(block.dtype)
+            for block in self.blocks
+            for name, tensor in block.view.split(
+                block.spread(1 / self._damped(block, damping))
+            ).items()
+        })
+
     def logdet(self, *, damping: float) -> float:
         """The log-determinant of ``F + damping I`` with the mean per unit.
 

@@ -193,6 +193,10 @@ class Fisher(ABC):
         """The solution ``x`` of ``(F + damping I)^power x = v`` with the mean per unit."""
 
     @abstractmethod
+    def inverse_diagonal(self, *, damping: float) -> dict[str, Tensor]:
+        """The diagonal of the inverse of ``F + damping I`` with the mean per unit."""
+
+    @abstractmethod
     def logdet(self, *, damping: float) -> float:
         """The log-determinant of ``F + damping I`` with the mean per unit, in nats."""
 

@@ -131,6 +131,20 @@ class GroupedFisher(Fisher):
             for name, tensor in v.items()
         }
 
+    def inverse_diagonal(self, *, damping: float) -> dict[str, Tensor]:
+        """The diagonal of ``(F + damping I)^-1`` with the mean per unit.
+
+        Args:
+            damping: Added to the diagonal; in the units of the diagonal.
+
+        Returns:
+            Every parameter's name to a new tensor of its shape.
+        """
+        return {
+            name: (1 / self._damped(name, damping)).expand(shape).clone()
+            for name, shape in self.identity.parameters.items()
+        }
+
     def logdet(self, *, damping: float) -> float:
         """The log-determinant of ``F + damping I`` with the mean per unit.
 

@@ -98,6 +98,10 @@ class BlockMatrix(ABC):
         """The eigenvalues, in the shape of the view."""
 
     @abstractmethod
+    def spread(self, values: Tensor) -> Tensor:
+        """The diagonal of ``Q diag(values) Q^T``, values and result in the view's shape."""
+
+    @abstractmethod
     def nullity(self) -> int:
         """Number of eigenvalues that are zero up to the rounding of the stored sums."""
 

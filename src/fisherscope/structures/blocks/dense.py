@@ -112,6 +112,17 @@ class DenseBlock(BlockMatrix):
         """
         return self._eigen.values
 
+    def spread(self, values: Tensor) -> Tensor:
+        """The diagonal of the matrix with other eigenvalues.
+
+        Args:
+            values: ``[p]``.
+
+        Returns:
+            float64 ``[p]``.
+        """
+        return self._eigen.vectors.square() @ values.double()
+
     def nullity(self) -> int:
         """Eigenvalues within the rounding of the sums.
 

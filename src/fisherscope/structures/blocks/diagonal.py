@@ -101,6 +101,17 @@ class DiagonalBlock(BlockMatrix):
         """
         return self.diagonal()
 
+    def spread(self, values: Tensor) -> Tensor:
+        """Nothing: the coordinates are the eigenvectors.
+
+        Args:
+            values: ``[p]``.
+
+        Returns:
+            ``values``.
+        """
+        return values
+
     def nullity(self) -> int:
         """Number of zeros.
 

@@ -100,8 +100,7 @@ class EigenBlock(FactoredBlock):
         Returns:
             float64 ``[out, in]``.
         """
-        gradients, inputs = self._bases
-        return inputs.square().T.before(gradients.square().after(self._values))
+        return self.spread(self._values)
 
     def multiply(self, x: Tensor) -> Tensor:
         """The product with vectors.
@@ -121,6 +120,18 @@ class EigenBlock(FactoredBlock):
             ``[out, in]``.
         """
         return self._values
+
+    def spread(self, values: Tensor) -> Tensor:
+        """The diagonal of the matrix with other eigenvalues.
+
+        Args:
+            values: ``[out, in]``.
+
+        Returns:
+            float64 ``[out, in]``.
+        """
+        gradients, inputs = self._bases
+        return inputs.square().T.before(gradients.square().after(values))
 
     def nullity(self) -> int:
         """Eigenvalues that a rotation of zero would leave.

@@ -143,6 +143,18 @@ class KroneckerBlock(FactoredBlock):
         """
         return torch.outer(self._gradients.values, self._inputs.values * self._scale)
 
+    def spread(self, values: Tensor) -> Tensor:
+        r"""The diagonal :math:`Q_G^{\circ 2} V (Q_A^{\circ 2})^T` for eigenvalues V.
+
+        Args:
+            values: ``[out, in]``.
+
+        Returns:
+            float64 ``[out, in]``.
+        """
+        gradients, inputs = self._gradients.vectors.square(), self._inputs.vectors.square()
+        return inputs.T.before(gradients.after(values))
+
     def nullity(self) -> int:
         """Products with a factor's null eigenvalue.
 
