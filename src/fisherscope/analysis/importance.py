@@ -280,10 +280,12 @@ def _head_count(fisher: Fisher, head: Head) -> int:
 def _ledger_errors(fisher: Fisher, members: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
     # Relative standard errors of the sums, and standard errors of the shares.
     column = {name: at for at, name in enumerate(fisher.ledger.tensors)}
-    squares = fisher.ledger.squares
+    ledger = fisher.ledger
+    squares = ledger.by_group(ledger.squares)
     x = np.stack([squares[:, [column[n] for n in names]].sum(1) for names in members], axis=1)
     by_token = fisher.identity.unit != "example"
-    units = fisher.ledger.tokens.astype(np.float64) if by_token else np.ones(len(x))
+    units = ledger.tokens.astype(np.float64) if by_token else np.ones(len(ledger))
+    units = ledger.by_group(units)
     everything = squares.sum(1)
     return _ratio_error(x, units) / (x.sum(0) / units.sum()), _ratio_error(x, everything)
 

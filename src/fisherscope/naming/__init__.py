@@ -1,6 +1,7 @@
 """What a parameter's name says: where it sits, and whether it is asked for."""
 
 from fisherscope.naming.address import address, addresses, stacks
+from fisherscope.naming.prefix import under
 from fisherscope.naming.selectors import (
     Layers,
     Selection,
@@ -22,4 +23,5 @@ __all__ = [
     "selectors",
     "stacks",
     "to_text",
+    "under",
 ]
