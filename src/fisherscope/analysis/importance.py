@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fisherscope.analysis.access import require_diagonal, squares, weights
 from fisherscope.analysis.heads import Head, heads
 from fisherscope.errors import ParameterError
-from fisherscope.naming import addresses, stacks
+from fisherscope.naming import addresses, by_layer
 from fisherscope.results import Result
 from fisherscope.structures import Fisher
 
@@ -201,13 +201,9 @@ def _aggregates(
             "module": [places[name][1] for name in names],
         }
         return columns, [[name] for name in names], None
-    stack = stacks(names)
     groups: dict[tuple[int | None, str], list[str]] = {}
-    for name in names:
-        layer, module = places[name]
-        if per == "layer" and layer is not None:
-            module = f"{stack[name]}.{layer}" if stack[name] else str(layer)
-        groups.setdefault((layer, module), []).append(name)
+    for name, place in (by_layer(names) if per == "layer" else places).items():
+        groups.setdefault(place, []).append(name)
     columns = {
         "layer": _column(layer for layer, _ in groups),
         "group" if per == "layer" else "module": [label for _, label in groups],

@@ -1,6 +1,6 @@
 """What a parameter's name says: where it sits, and whether it is asked for."""
 
-from fisherscope.naming.address import address, addresses, stacks
+from fisherscope.naming.address import address, addresses, by_layer, stacks
 from fisherscope.naming.prefix import under
 from fisherscope.naming.selectors import (
     Layers,
@@ -18,6 +18,7 @@ __all__ = [
     "Selector",
     "address",
     "addresses",
+    "by_layer",
     "described",
     "layers",
     "selectors",
