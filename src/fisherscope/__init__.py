@@ -43,6 +43,8 @@ from fisherscope.errors import (
     TaskError,
 )
 from fisherscope.estimation import estimate
+from fisherscope.metrics.base import FisherBase
+from fisherscope.metrics.modularity import ExtendedModularityMetrics, ModularityMetrics
 from fisherscope.naming import Layers, layers
 from fisherscope.planning import Plan, plan
 from fisherscope.preparation import VERSION as __version__
@@ -122,6 +124,10 @@ __all__ = [
     "precondition",
     "prune",
     "sparsity",
+    # the named classes
+    "ExtendedModularityMetrics",
+    "FisherBase",
+    "ModularityMetrics",
     # structures
     "Block",
     "Dense",

@@ -15,10 +15,12 @@ from fisherscope.analysis.importance import ENOUGH_EXAMPLES
 from fisherscope.analysis.step_damage import (
     ENDS,
     StepDamage,
+    directed,
     resampled_index,
     resamples,
-    step_damage,
+    step_config,
 )
+from fisherscope.analysis.step_noise import step_noise
 from fisherscope.defaults import DEFAULTS, FisherType, Unit
 from fisherscope.errors import ParameterError
 from fisherscope.naming import Selection
@@ -113,8 +115,14 @@ def asymmetry(
                    {\sum_i F_{B,i}\, g_{A,i}^2 / \sum_i F_{B,i}},
 
     is above one where A is the more fragile. Intervals come from a bootstrap that resamples the
-    examples of both tasks independently of each other. Both steps are held fixed: what is said
-    is about these two steps, whose own sampling noise is part of what they do.
+    examples of both tasks independently of each other, each in its two roles: as what is hurt,
+    and as what the step is made from, there to first order in the gradient (the infinitesimal
+    jackknife). With the steps held fixed two samples of *one* task would nearly always seem to
+    differ, because each step has the noise of its own sample; so they are not. The lengths
+    :math:`\eta` of the steps are.
+
+    The noise of a gradient adds to its square, so the damage by a small sample is larger than
+    that by a large one of the same task: compare samples of similar size.
 
     Args:
         model: The model; it comes back untouched.
@@ -143,43 +151,44 @@ def asymmetry(
     """
     if len(names) != 2 or names[0] == names[1] or not all(isinstance(n, str) for n in names):
         raise ParameterError(f"names={names!r} must be two different texts.")
-    options: dict[str, Any] = {
-        "kind": kind,
-        "learning_rate": learning_rate,
-        "parameters": parameters,
-        "fisher_type": fisher_type,
-        "unit": unit,
-        "likelihood": likelihood,
-        "draws": draws,
-        "seed": seed,
-        "batch_size": batch_size,
-        "max_examples": max_examples,
-        "measure": measure,
-    }
-    a = step_damage(model, data_a, data_b, **options)
-    b = step_damage(model, data_b, data_a, **options)
-    counts = [resamples(found.n_examples, [seed, side]) for side, found in enumerate((a, b))]
+    config = step_config(
+        kind, parameters, fisher_type, unit, likelihood, draws, seed, batch_size, max_examples
+    )
+    options: dict[str, Any] = {"kind": kind, "learning_rate": learning_rate, "measure": measure}
+    a = directed(model, data_a, data_b, config, **options)
+    b = directed(model, data_b, data_a, config, **options)
+    noise = [step_noise(a, b, kind, measure=measure), step_noise(b, a, kind, measure=measure)]
+    counts = [resamples(side.damage.n_examples, [seed, n]) for n, side in enumerate((a, b))]
     quantities = ["index", "second", "predicted", *["measured"] * measure]
-    rows = [_row(quantity, (a, b), counts, names) for quantity in quantities]
+    sides = (a.damage, b.damage)
+    rows = [_row(quantity, sides, counts, noise, names) for quantity in quantities]
     return Asymmetry(
         names=names,
         more_fragile=rows[0]["more_fragile"],
         outcome=rows[0]["outcome"],
-        a=a,
-        b=b,
+        a=a.damage,
+        b=b.damage,
         frame=pd.DataFrame(rows),
     )
 
 
 def _row(
-    quantity: str, sides: tuple[StepDamage, StepDamage], counts: list[np.ndarray], names: Any
+    quantity: str,
+    sides: tuple[StepDamage, StepDamage],
+    counts: list[np.ndarray],
+    noise: list[pd.DataFrame],
+    names: tuple[str, str],
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"quantity": quantity}
     drawn = []
-    for label, found, each in zip("ab", sides, counts, strict=True):
-        whole = _values(quantity, found, np.ones((1, found.n_examples)))
-        drawn.append(_values(quantity, found, each))
-        row[label] = float(whole[0])
+    for n, (label, found) in enumerate(zip("ab", sides, strict=True)):
+        row[label] = float(_values(quantity, found, np.ones((1, found.n_examples)))[0])
+        hurt = _values(quantity, found, counts[n])
+        stepping = counts[1 - n]
+        moved = (stepping @ noise[n][quantity]) / (stepping @ sides[1 - n].examples["tokens"])
+        # What is never negative varies by a factor, so that no resample of it is.
+        factor = quantity in {"index", "second"} and row[label] > 0
+        drawn.append(hurt * np.exp(moved / row[label]) if factor else hurt + moved)
         row |= _interval(label, drawn[-1])
     value_a, value_b = row["a"], row["b"]
     row["difference"] = value_a - value_b
@@ -193,15 +202,8 @@ def _row(
     few = min(found.n_examples for found in sides) < ENOUGH_EXAMPLES
     resolved = row["difference_low"] > 0 or row["difference_high"] < 0
     row["more_fragile"] = None if few or not resolved else names[int(value_a < value_b)]
-    row["outcome"] = (
-        "too_few_examples"
-        if few
-        else "not_resolved"
-        if not resolved
-        else "ok"
-        if damages
-        else "no_ratio"
-    )
+    outcomes = {"too_few_examples": few, "not_resolved": not resolved, "no_ratio": not damages}
+    row["outcome"] = next((name for name, holds in outcomes.items() if holds), "ok")
     return row
 
 

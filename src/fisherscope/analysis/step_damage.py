@@ -19,7 +19,7 @@ from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, Unit
 from fisherscope.errors import ParameterError
 from fisherscope.estimation import estimate
 from fisherscope.naming import Selection, by_layer
-from fisherscope.preparation import prepare
+from fisherscope.preparation import Prepared, prepare
 from fisherscope.results import Result
 from fisherscope.structures import Fisher
 
@@ -139,11 +139,54 @@ def step_damage(
 
     Returns:
         Index, prediction and measurement.
+        ``ParameterError`` says which option makes no sense, or that ``fisher`` has other
+        parameters than those that move; a gradient of B that vanishes raises ``DataError``.
+    """
+    config = step_config(
+        kind, parameters, fisher_type, unit, likelihood, draws, seed, batch_size, max_examples
+    )
+    found = directed(
+        model,
+        data_a,
+        data_b,
+        config,
+        kind=kind,
+        fisher=fisher,
+        learning_rate=learning_rate,
+        measure=measure,
+    )
+    return found.damage
+
+
+def step_config(
+    kind: str,
+    parameters: Selection,
+    fisher_type: FisherType,
+    unit: Unit,
+    likelihood: str,
+    draws: int,
+    seed: int,
+    batch_size: int | None,
+    max_examples: int | None,
+) -> FisherConfig:
+    """Check the options of a step's damage.
+
+    Args:
+        kind: Of the index.
+        parameters: As in :func:`step_damage`, like all that follow.
+        fisher_type: Labels.
+        unit: Unit.
+        likelihood: Likelihood.
+        draws: Draws.
+        seed: Seed.
+        batch_size: Batch size.
+        max_examples: Examples.
+
+    Returns:
+        The settings of the Fisher.
 
     Raises:
-        ParameterError: If ``kind``, ``learning_rate`` or ``unit`` makes no sense, or ``fisher``
-            has other parameters than those that move. A gradient of B that vanishes raises
-            ``DataError``.
+        ParameterError: If ``kind`` or ``unit`` makes no sense.
     """
     if kind not in get_args(DamageKind):
         raise ParameterError(f"kind={kind!r} is unknown; use one of {list(get_args(DamageKind))}.")
@@ -152,7 +195,7 @@ def step_damage(
             f"unit={unit!r}: what each example adds to the index is known for 'example' and "
             "'token' only."
         )
-    config = FisherConfig(
+    return FisherConfig(
         parameters=parameters,
         fisher_type=fisher_type,
         unit=unit,
@@ -162,46 +205,85 @@ def step_damage(
         batch_size=batch_size,
         max_examples=max_examples,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Directed:
+    """A step's damage with what it was computed from.
+
+    Attributes:
+        damage: The result.
+        prepared: The checked request of the task that is hurt.
+        fisher: Its Fisher.
+        step: The step of the other task.
+    """
+
+    damage: StepDamage
+    prepared: Prepared
+    fisher: Fisher
+    step: Descent
+
+
+def directed(
+    model: nn.Module,
+    data_a: Any,
+    data_b: Any,
+    config: FisherConfig,
+    *,
+    kind: DamageKind,
+    fisher: Fisher | None = None,
+    learning_rate: float | None = None,
+    measure: bool = False,
+) -> Directed:
+    """:func:`step_damage`, with what it was computed from.
+
+    Args:
+        model: The model.
+        data_a: The task that is hurt.
+        data_b: The task that takes the step.
+        config: The settings that both have in common.
+        kind: Of the index.
+        fisher: A Fisher for the index. Default: ``None``, estimated.
+        learning_rate: Of the step. Default: ``None``, by its curvature.
+        measure: Take the step and measure. Default: ``False``.
+
+    Returns:
+        Result and ingredients.
+    """
     step = descent(model, data_b, config, rate=learning_rate)
     prepared = prepare(model, data_a, config)
     data_a, given = prepared.examples, fisher is not None
+    common = {
+        "likelihood": config.likelihood,
+        "draws": config.draws,
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+    }
     if fisher is None:
         fisher = estimate(
             model,
             data_a,
-            parameters=parameters,
-            fisher_type=fisher_type,
-            unit=unit,
-            likelihood=likelihood,
-            draws=draws,
-            seed=seed,
-            batch_size=batch_size,
+            parameters=config.parameters,
+            fisher_type=config.fisher_type,
+            unit=config.unit,
             progress=False,
+            **common,
         )
     index = damage_index(fisher, step.gradient, kind=kind)
-    found = damage(
-        model,
-        data_a,
-        step.step,
-        likelihood=likelihood,
-        draws=draws,
-        seed=seed,
-        batch_size=batch_size,
-        measure=measure,
-    )
+    found = damage(model, data_a, step.step, measure=measure, **common)
     examples = found.examples.drop(columns="displacement")
     added = np.full((len(examples), 2), math.nan)
     if not given:
-        ids = [example.id for example in data_a]
+        place = {example.id: row for row, example in enumerate(data_a)}
         squares = weighted_squares(prepared, _influences(fisher, step, kind))
-        place = {id: row for row, id in enumerate(ids)}
         added = squares[[place[id] for id in examples["example"]]] / fisher.denominator()
         added = _linearised(added * len(added), index)
     examples["index_total"], examples["index_weight"] = added.T
     low, high = math.nan, math.nan
     if not given and len(examples) > 1 and index.outcome == "ok":
-        low, high = np.quantile(resampled_index(examples, resamples(len(examples), seed)), ENDS)
-    return StepDamage(
+        counts = resamples(len(examples), config.seed)
+        low, high = np.quantile(resampled_index(examples, counts), ENDS)
+    result = StepDamage(
         index=index,
         index_low=float(low),
         index_high=float(high),
@@ -211,6 +293,7 @@ def step_damage(
         n_examples=len(examples),
         examples=examples,
     )
+    return Directed(result, prepared, fisher, step)
 
 
 def resamples(n: int, seed: int | list[int]) -> np.ndarray:

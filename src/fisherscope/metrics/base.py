@@ -238,10 +238,17 @@ class FisherBase:
     ) -> Fisher:
         options = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
         del options["ema_decay"]
-        if layers_prefix is not None:
-            names = under(select(model, config.parameters), layers_prefix)
-            options["parameters"] = [glob.escape(name) for name in names]
+        options |= self._under(model, config, layers_prefix)
         return estimate(model, batch, progress=False, **options)
+
+    def _under(
+        self, model: nn.Module, config: FisherConfig, layers_prefix: str | None
+    ) -> dict[str, Any]:
+        """The option that asks for the configured parameters under a prefix only."""
+        if layers_prefix is None:
+            return {}
+        names = under(select(model, config.parameters), layers_prefix)
+        return {"parameters": [glob.escape(name) for name in names]}
 
     def _fisher(self, task: str, source: Source = "mean") -> Fisher:
         """The Fisher that a task's name stands for."""
