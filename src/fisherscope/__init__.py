@@ -44,6 +44,7 @@ from fisherscope.errors import (
 )
 from fisherscope.estimation import estimate
 from fisherscope.metrics.base import FisherBase
+from fisherscope.metrics.bombshell import BombshellMetrics
 from fisherscope.metrics.modularity import ExtendedModularityMetrics, ModularityMetrics
 from fisherscope.naming import Layers, layers
 from fisherscope.planning import Plan, plan
@@ -125,6 +126,7 @@ __all__ = [
     "prune",
     "sparsity",
     # the named classes
+    "BombshellMetrics",
     "ExtendedModularityMetrics",
     "FisherBase",
     "ModularityMetrics",

@@ -4,9 +4,9 @@ from fisherscope.analysis import spectrum
 from fisherscope.analysis.asymmetry import Asymmetry, asymmetry
 from fisherscope.analysis.concentration import Concentration, concentration
 from fisherscope.analysis.damage import Damage, damage
-from fisherscope.analysis.directions import TopDirections, top_directions
 from fisherscope.analysis.damage_index import DamageIndex, damage_index
 from fisherscope.analysis.descent import descent_step, mean_gradient
+from fisherscope.analysis.directions import TopDirections, top_directions
 from fisherscope.analysis.importance import Importance, importance
 from fisherscope.analysis.masks import masks
 from fisherscope.analysis.overlap import Overlap, overlap
