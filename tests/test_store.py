@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fisherscope.errors import ParameterError, StoreError, TaskError
 from fisherscope.store import FisherStore
+from fisherscope.structures import FisherEMA
 from structures.fishers import build, same_bits, scores
 
 MATH = build(scores("abc"))
@@ -219,3 +220,60 @@ def test_failed_writes_leave_the_store_as_it_was(tmp_path, monkeypatch):
     assert store["math"] is MATH
     assert list(store) == ["math"]
     assert torch.equal(FisherStore(tmp_path)["math"].sums["a.bias"], MATH.sums["a.bias"])
+
+
+# Catches: an average that is copied, lost on disk, left behind by a new Fisher, or by a removal.
+def test_a_moving_average_beside_the_fisher(store):
+    ema = FisherEMA(0.5)
+    ema.update(MATH)
+    store.put("math", MATH, ema)
+    store["code"] = CODE
+    assert store.ema("math") is ema
+    assert store.ema("code") is None
+    if store.path is not None:
+        again = FisherStore(store.path)
+        assert list(again) == ["code", "math"]
+        assert same_bits(again["math"], MATH)
+        read = again.ema("math")
+        assert read is again.ema("math")
+        assert torch.equal(read.average["a.bias"], ema.average["a.bias"])
+        assert again.ema("code") is None
+    store["math"] = MATH
+    assert store.ema("math") is None
+    with pytest.raises(TaskError, match="'maths'.*known: 'code', 'math'"):
+        store.ema("maths")
+
+
+def test_an_average_replaced_by_another_process_is_read_again(tmp_path):
+    # Catches: a moving average of one moment beside the mean of another.
+    ours, theirs = FisherStore(tmp_path), FisherStore(tmp_path)
+    for steps in (1, 2):
+        ema = FisherEMA(0.5)
+        for _ in range(steps):
+            ema.update(MATH)
+        theirs.put("math", MATH, ema)
+        assert ours.ema("math").steps == steps
+    (tmp_path / "math" / "ema" / "ema.json").unlink()
+    with pytest.raises(StoreError, match=r"ema\.json"):
+        FisherStore(tmp_path).ema("math")
+
+
+def test_asking_for_the_size_is_no_use(store):
+    # Catches: a size that touches every task, so that none is the least recently used.
+    for task in ("b", "a"):
+        store[task] = MATH
+    assert store.nbytes("b") > sum(t.nbytes for t in MATH.sums.values())
+    assert store.least_recent() == ["b", "a"]
+    _ = store["b"]
+    assert store.least_recent() == ["a", "b"]
+    with pytest.raises(TaskError, match="'c'"):
+        store.nbytes("c")
+
+
+def test_tasks_that_were_not_asked_for_are_the_least_recent(tmp_path):
+    # Catches: an order that is that of the alphabet after a restart.
+    for task in ("b", "c", "a"):
+        FisherStore(tmp_path)[task] = MATH
+    again = FisherStore(tmp_path)
+    _ = again["b"]
+    assert again.least_recent() == ["c", "a", "b"]

@@ -1,24 +1,31 @@
 """fisherscope: Fisher information of unmodified models, exact, with its uncertainty."""
 
 from fisherscope.analysis import (
+    Asymmetry,
     Concentration,
     Damage,
+    DamageIndex,
     Importance,
     Overlap,
     RecycledComparison,
     Similarity,
+    StepDamage,
     TopCoordinates,
     TopDirections,
     Uncertainty,
+    asymmetry,
     compare_recycled,
     concentration,
     damage,
+    damage_index,
     descent_step,
     importance,
     masks,
+    mean_gradient,
     overlap,
     similarity,
     spectrum,
+    step_damage,
     top_coordinates,
     top_directions,
     uncertainty,
@@ -38,6 +45,9 @@ from fisherscope.errors import (
     TaskError,
 )
 from fisherscope.estimation import estimate
+from fisherscope.metrics.base import FisherBase
+from fisherscope.metrics.bombshell import BombshellMetrics
+from fisherscope.metrics.modularity import ExtendedModularityMetrics, ModularityMetrics
 from fisherscope.naming import Layers, layers
 from fisherscope.planning import Plan, plan
 from fisherscope.preparation import VERSION as __version__
@@ -83,24 +93,31 @@ __all__ = [
     "mask_tokens",
     "read_jsonl",
     # answers
+    "Asymmetry",
     "Concentration",
     "Damage",
+    "DamageIndex",
     "Importance",
     "Overlap",
     "RecycledComparison",
     "Similarity",
+    "StepDamage",
     "TopCoordinates",
     "TopDirections",
     "Uncertainty",
+    "asymmetry",
     "compare_recycled",
     "concentration",
     "damage",
+    "damage_index",
     "descent_step",
     "importance",
     "masks",
+    "mean_gradient",
     "overlap",
     "similarity",
     "spectrum",
+    "step_damage",
     "top_coordinates",
     "top_directions",
     # changes
@@ -112,6 +129,11 @@ __all__ = [
     "prune",
     "sparsity",
     "uncertainty",
+    # the named classes
+    "BombshellMetrics",
+    "ExtendedModularityMetrics",
+    "FisherBase",
+    "ModularityMetrics",
     # structures
     "Block",
     "Dense",

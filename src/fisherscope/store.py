@@ -1,4 +1,4 @@
-"""Task name to Fisher, in memory or in a directory."""
+"""Task name to Fisher and moving average, in memory or in a directory."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from fisherscope.errors import ParameterError, StoreError, TaskError
+from fisherscope.structures.ema import FisherEMA
 from fisherscope.structures.fisher import Fisher
 from fisherscope.structures.folder import find_folder, folder_names, remove_folder
-from fisherscope.structures.io import MANIFEST, load
+from fisherscope.structures.io import MANIFEST, load, load_average, save
 
 # The empty name needs a folder too; a quoted name is never a lone percent sign.
 _EMPTY = "%"
@@ -33,6 +34,9 @@ class FisherStore(MutableMapping[str, Fisher]):
     whoever shares a store gets the same object. A task that another process has replaced
     since is read again. Iteration is in alphabetical order. Any text is a task name.
 
+    A task that is followed along a training run has a moving average beside its Fisher
+    (:meth:`ema`); both are set, written and removed together.
+
     Attributes:
         path: The directory, or ``None``.
     """
@@ -50,37 +54,56 @@ class FisherStore(MutableMapping[str, Fisher]):
         if self.path is not None and self.path.exists() and not self.path.is_dir():
             raise StoreError(f"{self.path} is a file; a store needs a directory.")
         self._memory: dict[str, Fisher] = {}
+        self._averages: dict[str, FisherEMA | None] = {}
+        self._used: dict[str, None] = {}
         self._stamps: dict[str, tuple[int, ...]] = {}
 
     def __getitem__(self, task: str) -> Fisher:
         """The Fisher of a task.
 
         Args:
-            task: Name of the task.
+            task: Name of the task; an unknown one raises :class:`UnknownTaskError`, which
+                names the known ones.
 
         Returns:
             The same object for everybody who shares this store.
-
-        Raises:
-            UnknownTaskError: If the task is unknown; the message names the known ones.
         """
-        if task not in self:
-            raise UnknownTaskError(self._unknown(task))
-        if self.path is None:
-            return self._memory[task]
-        folder = self._folder(task)
-        stamp = _stamp(folder)
-        if task not in self._memory or self._stamps.get(task) != stamp:
-            self._memory[task] = load(folder)
-            self._stamps[task] = stamp
+        self._open(task)
+        if task not in self._memory:
+            self._memory[task] = load(self._folder(task))
         return self._memory[task]
 
+    def ema(self, task: str) -> FisherEMA | None:
+        """The moving average of a task.
+
+        Args:
+            task: Name of the task; an unknown one raises :class:`UnknownTaskError`.
+
+        Returns:
+            The same object for everybody who shares this store; ``None`` if the task has a
+            Fisher only.
+        """
+        self._open(task)
+        if task not in self._averages:
+            self._averages[task] = load_average(self._folder(task))
+        return self._averages[task]
+
     def __setitem__(self, task: str, fisher: Fisher) -> None:
-        """Keep a Fisher under a task, replacing the one before.
+        """Keep a Fisher under a task, replacing what was there before, its average included.
+
+        Args:
+            task: Name of the task.
+            fisher: Its Fisher; as for :meth:`put`.
+        """
+        self.put(task, fisher)
+
+    def put(self, task: str, fisher: Fisher, ema: FisherEMA | None = None) -> None:
+        """Keep a Fisher and its moving average under a task, replacing what was there before.
 
         Args:
             task: Name of the task.
             fisher: Its Fisher.
+            ema: Its moving average. In a directory both appear at once. Default: ``None``.
 
         Raises:
             ParameterError: If it is not a Fisher.
@@ -94,9 +117,13 @@ class FisherStore(MutableMapping[str, Fisher]):
             )
         if self.path is not None:
             folder = self._folder(task)
-            fisher.save(folder)
+            # An average is updated in place: if it can't be written, what counts is the file.
+            self._averages.pop(task, None)
+            save(fisher, folder, average=ema)
             self._stamps[task] = _stamp(folder)
         self._memory[task] = fisher
+        self._averages[task] = ema
+        self._use(task)
 
     def __delitem__(self, task: str) -> None:
         """Remove a task and its folder.
@@ -111,8 +138,8 @@ class FisherStore(MutableMapping[str, Fisher]):
             raise UnknownTaskError(self._unknown(task))
         if self.path is not None:
             remove_folder(self._folder(task))
-        self._memory.pop(task, None)
-        self._stamps.pop(task, None)
+        self._forget(task)
+        self._used.pop(task, None)
 
     def __iter__(self) -> Iterator[str]:
         if self.path is None:
@@ -136,9 +163,59 @@ class FisherStore(MutableMapping[str, Fisher]):
         for task in list(self):
             del self[task]
 
+    def least_recent(self) -> list[str]:
+        """The tasks in the order of their last use.
+
+        Returns:
+            First those that this store has not been asked for yet, the longest unwritten
+            first; then by when they were last set or read here.
+        """
+        unused = [task for task in self if task not in self._used]
+        if self.path is not None:
+            unused.sort(key=lambda task: _stamp(self._folder(task))[1])
+        return unused + [task for task in self._used if task in self]
+
+    def nbytes(self, task: str) -> int:
+        """How much room a task takes; asking is no use of it.
+
+        Args:
+            task: Name of the task.
+
+        Returns:
+            Bytes of its tensors in memory; with a path, bytes of its files.
+
+        Raises:
+            UnknownTaskError: If the task is unknown.
+        """
+        if task not in self:
+            raise UnknownTaskError(self._unknown(task))
+        if self.path is None:
+            return _fisher_bytes(self._memory[task]) + _average_bytes(self._averages.get(task))
+        folder = find_folder(self._folder(task), MANIFEST)
+        return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) if folder else 0
+
     def __repr__(self) -> str:
         where = "in memory" if self.path is None else str(self.path)
         return f"FisherStore({where}, tasks={list(self)})"
+
+    def _open(self, task: str) -> None:
+        # Make sure that a task is known and that what is remembered of it still holds.
+        if task not in self:
+            raise UnknownTaskError(self._unknown(task))
+        if self.path is not None and self._stamps.get(task) != (
+            stamp := _stamp(self._folder(task))
+        ):
+            self._forget(task)
+            self._stamps[task] = stamp
+        self._use(task)
+
+    def _use(self, task: str) -> None:
+        self._used.pop(task, None)
+        self._used[task] = None
+
+    def _forget(self, task: str) -> None:
+        for remembered in (self._memory, self._averages, self._stamps):
+            remembered.pop(task, None)
 
     def _folder(self, task: str) -> Path:
         assert self.path is not None
@@ -161,6 +238,18 @@ class FisherStore(MutableMapping[str, Fisher]):
 
 def _task(name: str) -> str:
     return "" if name == _EMPTY else unquote(name, errors="surrogatepass")
+
+
+def _fisher_bytes(fisher: Fisher) -> int:
+    ledger = fisher.ledger
+    arrays = (ledger.squares, ledger.tokens, ledger.draw_variance, ledger.draw_variance_total)
+    held = sum(t.nbytes for t in fisher.sums.values())
+    held += sum(array.nbytes for array in arrays if array is not None)
+    return held + sum(map(_fisher_bytes, fisher.halves or ()))
+
+
+def _average_bytes(ema: FisherEMA | None) -> int:
+    return 0 if ema is None else sum(t.nbytes for t in ema.average.values())
 
 
 def _stamp(folder: Path) -> tuple[int, ...]:

@@ -1,7 +1,9 @@
-"""The step that one task would like to take."""
+"""A task's mean gradient, and the step that it would like to take."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +19,63 @@ from fisherscope.naming import Selection
 from fisherscope.preparation import Prepared, prepare, settled
 
 
+@dataclass(frozen=True, eq=False)
+class Descent:
+    """A mean gradient and how far to go against it.
+
+    Attributes:
+        gradient: Parameter name to mean gradient of the loss, per token, fp32, on the CPU.
+        rate: Step length in units of the gradient: the learning rate of one plain step.
+    """
+
+    gradient: dict[str, Tensor]
+    rate: float
+
+    @property
+    def step(self) -> dict[str, Tensor]:
+        """The displacement: minus the rate times the gradient."""
+        return {name: -self.rate * g for name, g in self.gradient.items()}
+
+    @property
+    def norm(self) -> float:
+        """Euclidean length of the step."""
+        return self.rate * math.sqrt(_squared(self.gradient))
+
+
 @torch.inference_mode(False)
+def mean_gradient(
+    model: nn.Module,
+    data: Any,
+    *,
+    parameters: Selection = DEFAULTS.parameters,
+    likelihood: str = DEFAULTS.likelihood,
+    batch_size: int | None = DEFAULTS.batch_size,
+    max_examples: int | None = DEFAULTS.max_examples,
+) -> dict[str, Tensor]:
+    r"""The gradient of a task's mean loss: :math:`g = \frac1T \sum_n g_n` over T tokens.
+
+    In eval mode and whatever ``requires_grad`` says; tied parameters under their first name.
+
+    Args:
+        model: The model; it comes back untouched, ``.grad`` included.
+        data: The task, as in :func:`fisherscope.estimate`.
+        parameters: Which, as in :func:`fisherscope.estimate`. Default: ``None``, all.
+        likelihood: As in :func:`fisherscope.estimate`. Default: ``"auto"``.
+        batch_size: Examples per pass. Default: ``None``, packs to 4096 tokens.
+        max_examples: Use the first so many. Default: ``None``, all.
+
+    Returns:
+        Parameter name to gradient in nats per token, fp32 or better, on the CPU.
+    """
+    config = FisherConfig(
+        parameters=parameters,
+        likelihood=likelihood,
+        batch_size=batch_size,
+        max_examples=max_examples,
+    )
+    return _gradient(prepare(model, data, config))
+
+
 def descent_step(
     model: nn.Module,
     data: Any,
@@ -47,14 +105,9 @@ def descent_step(
         max_examples: Use the first so many. Default: ``None``, all.
 
     Returns:
-        Parameter name to displacement, fp32, on the CPU.
-
-    Raises:
-        ParameterError: If ``fraction`` is not positive.
-        DataError: If the task's gradient vanishes, so that there is no direction.
+        Parameter name to displacement, fp32, on the CPU. A fraction that is not positive
+        raises ``ParameterError``, a gradient that vanishes ``DataError``.
     """
-    if not fraction > 0:
-        raise ParameterError(f"fraction={fraction!r} must be positive; 1 is the whole Cauchy step")
     config = FisherConfig(
         parameters=parameters,
         likelihood=likelihood,
@@ -62,18 +115,62 @@ def descent_step(
         batch_size=batch_size,
         max_examples=max_examples,
     )
+    return descent(model, data, config, fraction=fraction).step
+
+
+@torch.inference_mode(False)
+def descent(
+    model: nn.Module,
+    data: Any,
+    config: FisherConfig,
+    *,
+    rate: float | None = None,
+    fraction: float = 0.5,
+) -> Descent:
+    """The gradient of :func:`mean_gradient` with the step of :func:`descent_step`, or a given one.
+
+    Args:
+        model: The model; it comes back untouched.
+        data: The task.
+        config: Parameters, likelihood, seed, batch size and number of examples.
+        rate: Step length in units of the gradient. Default: ``None``, by the curvature.
+        fraction: Of the Cauchy step. Default: 0.5.
+
+    Returns:
+        Gradient and step length.
+
+    Raises:
+        ParameterError: If ``rate`` or ``fraction`` is not positive and finite.
+        DataError: If the task's gradient vanishes, so that there is no direction.
+    """
+    for name, value in (("learning_rate", rate), ("fraction", fraction)):
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ParameterError(f"{name}={value!r} must be positive and finite")
     prepared = prepare(model, data, config)
-    total = sum(prepared.likelihood.tokens(e) for e in prepared.examples)
-    gradient = {name: g / total for name, g in settled(prepared, _sum_of_gradients).items()}
-    squared = sum(float(g.double().square().sum()) for g in gradient.values())
+    gradient = _gradient(prepared)
+    squared = _squared(gradient)
     if not squared:
         raise DataError("the gradient of the task vanishes: there is no direction of descent")
-    labelling = Labelling(draws=1, seed=seed)
+    if rate is not None:
+        return Descent(gradient, rate)
+    labelling = Labelling(draws=1, seed=config.seed)
     products = settled(prepared, lambda p: inner_products(p, labelling, {"g": gradient}, False))
     along = products[0, :, :, 0].sum(1)
-    curvature = float((along**2).sum()) / total
-    step = squared / curvature if curvature > 0 else 1.0
-    return {name: -fraction * step * g for name, g in gradient.items()}
+    curvature = float((along**2).sum()) / _tokens(prepared)
+    return Descent(gradient, fraction * (squared / curvature if curvature > 0 else 1.0))
+
+
+def _gradient(prepared: Prepared) -> dict[str, Tensor]:
+    total = _tokens(prepared)
+    return {name: g / total for name, g in settled(prepared, _sum_of_gradients).items()}
+
+
+def _squared(gradient: dict[str, Tensor]) -> float:
+    return sum(float(g.double().square().sum()) for g in gradient.values())
+
+
+def _tokens(prepared: Prepared) -> int:
+    return sum(prepared.likelihood.tokens(e) for e in prepared.examples)
 
 
 def _sum_of_gradients(prepared: Prepared) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fisherscope.analysis.access import require_diagonal, squares, weights
 from fisherscope.analysis.heads import Head, heads
 from fisherscope.errors import ParameterError
-from fisherscope.naming import addresses, stacks
+from fisherscope.naming import addresses, by_layer
 from fisherscope.results import Result
 from fisherscope.structures import Fisher
 
@@ -201,13 +201,9 @@ def _aggregates(
             "module": [places[name][1] for name in names],
         }
         return columns, [[name] for name in names], None
-    stack = stacks(names)
     groups: dict[tuple[int | None, str], list[str]] = {}
-    for name in names:
-        layer, module = places[name]
-        if per == "layer" and layer is not None:
-            module = f"{stack[name]}.{layer}" if stack[name] else str(layer)
-        groups.setdefault((layer, module), []).append(name)
+    for name, place in (by_layer(names) if per == "layer" else places).items():
+        groups.setdefault(place, []).append(name)
     columns = {
         "layer": _column(layer for layer, _ in groups),
         "group" if per == "layer" else "module": [label for _, label in groups],
@@ -280,10 +276,12 @@ def _head_count(fisher: Fisher, head: Head) -> int:
 def _ledger_errors(fisher: Fisher, members: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
     # Relative standard errors of the sums, and standard errors of the shares.
     column = {name: at for at, name in enumerate(fisher.ledger.tensors)}
-    squares = fisher.ledger.squares
+    ledger = fisher.ledger
+    squares = ledger.by_group(ledger.squares)
     x = np.stack([squares[:, [column[n] for n in names]].sum(1) for names in members], axis=1)
     by_token = fisher.identity.unit != "example"
-    units = fisher.ledger.tokens.astype(np.float64) if by_token else np.ones(len(x))
+    units = ledger.tokens.astype(np.float64) if by_token else np.ones(len(ledger))
+    units = ledger.by_group(units)
     everything = squares.sum(1)
     return _ratio_error(x, units) / (x.sum(0) / units.sum()), _ratio_error(x, everything)
 

@@ -1,6 +1,7 @@
 """What a parameter's name says: where it sits, and whether it is asked for."""
 
-from fisherscope.naming.address import address, addresses, stacks
+from fisherscope.naming.address import address, addresses, by_layer, stacks
+from fisherscope.naming.prefix import under
 from fisherscope.naming.selectors import (
     Layers,
     Selection,
@@ -17,9 +18,11 @@ __all__ = [
     "Selector",
     "address",
     "addresses",
+    "by_layer",
     "described",
     "layers",
     "selectors",
     "stacks",
     "to_text",
+    "under",
 ]

@@ -116,6 +116,25 @@ def stacks(names: Iterable[str]) -> dict[str, str]:
     }
 
 
+def by_layer(names: Iterable[str]) -> dict[str, tuple[int | None, str]]:
+    """The layer of each parameter of one model, with a label.
+
+    Args:
+        names: Parameter names of one model.
+
+    Returns:
+        Name to layer number and its label (``"3"``, with several stacks ``"decoder.3"``);
+        outside the layers to ``None`` and the module (``"embed"``, ``"norm"``, ``"head"``, ...).
+    """
+    places, stack = addresses(names), stacks(names)
+    return {
+        name: (layer, module)
+        if layer is None
+        else (layer, f"{stack[name]}.{layer}" if stack[name] else str(layer))
+        for name, (layer, module) in places.items()
+    }
+
+
 def _split(name: str) -> tuple[int | None, str, str]:
     # Layer number, the text before it, and the text after it.
     for pattern in (*_LAYER, _NUMBERED):

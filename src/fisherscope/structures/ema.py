@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 from torch import Tensor
@@ -105,6 +107,11 @@ class FisherEMA:
         if not self.steps:
             raise ParameterError("the average is empty; call update(fisher) first.")
         return {name: average.clone() for name, average in self._average.items()}
+
+    @property
+    def average(self) -> Mapping[str, Tensor]:
+        """What :meth:`corrected` copies: the tensors themselves, which the next update changes."""
+        return MappingProxyType(self._average)
 
     def raw(self) -> dict[str, Tensor]:
         """The average as started from zero.

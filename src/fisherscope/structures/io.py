@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fisherscope.errors import StoreError
+from fisherscope.structures.ema import FisherEMA
 from fisherscope.structures.fisher import Fisher
 from fisherscope.structures.folder import find_folder, write_folder
 from fisherscope.structures.identity import Identity
@@ -23,13 +24,20 @@ FORMAT = "fisherscope-fisher"
 FORMAT_VERSION = 1
 
 _OWNED = re.compile(
-    r"fisher\.json|half-[01]|ledger\.json"
+    r"fisher\.json|half-[01]|ema|ledger\.json"
     r"|(sums|ledger)(-\d{5}-of-\d{5})?\.safetensors|(sums|ledger)\.safetensors\.index\.json"
 )
+_AVERAGE = "ema"
 _ARRAYS = ("squares", "tokens", "draw_variance", "draw_variance_total", "groups")
 
 
-def save(fisher: Fisher, path: str | Path, *, max_shard_size: int | str = "5GB") -> None:
+def save(
+    fisher: Fisher,
+    path: str | Path,
+    *,
+    max_shard_size: int | str = "5GB",
+    average: FisherEMA | None = None,
+) -> None:
     """Write a Fisher to a folder.
 
     The folder appears complete or not at all; a Fisher already there stays until then.
@@ -40,8 +48,31 @@ def save(fisher: Fisher, path: str | Path, *, max_shard_size: int | str = "5GB")
         fisher: The Fisher.
         path: The folder; missing parents are made.
         max_shard_size: Largest safetensors file, in bytes or as text. Default: ``"5GB"``.
+        average: The moving average that goes with it, written with it or not at all.
+            Default: ``None``.
     """
-    write_folder(path, MANIFEST, _OWNED, lambda folder: _fill(fisher, folder, max_shard_size))
+
+    def fill(folder: Path) -> None:
+        if average is not None:
+            average.save(folder / _AVERAGE)
+        _fill(fisher, folder, max_shard_size, average is not None)
+
+    write_folder(path, MANIFEST, _OWNED, fill)
+
+
+def load_average(path: str | Path) -> FisherEMA | None:
+    """Read the moving average in the folder of a Fisher.
+
+    Args:
+        path: The folder that :func:`save` wrote; a damaged one raises :class:`StoreError`.
+
+    Returns:
+        The average, or ``None`` if the Fisher has none.
+    """
+    folder = find_folder(path, MANIFEST)
+    if folder is None or not read_json(folder / MANIFEST).get(_AVERAGE):
+        return None
+    return FisherEMA.load(folder / _AVERAGE)
 
 
 def load(path: str | Path) -> Fisher:
@@ -67,7 +98,7 @@ def load(path: str | Path) -> Fisher:
     return _read(folder)
 
 
-def _fill(fisher: Fisher, folder: Path, max_shard_size: int | str) -> None:
+def _fill(fisher: Fisher, folder: Path, max_shard_size: int | str, averaged: bool = False) -> None:
     ledger = fisher.ledger
     write_tensors(folder, "sums", fisher.sums, max_shard_size)
     arrays = {name: getattr(ledger, name) for name in _ARRAYS}
@@ -93,6 +124,8 @@ def _fill(fisher: Fisher, folder: Path, max_shard_size: int | str) -> None:
         "skipped": fisher.skipped,
         "halves": fisher.halves is not None,
     }
+    if averaged:
+        content[_AVERAGE] = True
     if fisher.layout:
         content["layout"] = [block.to_json() for block in fisher.layout]
     seal(folder, MANIFEST, content)

@@ -33,9 +33,9 @@ class Ledger:
         draw_variance_total: float64 ``[N]``, the same for the sum over all tensors, which
             the per-tensor variances don't determine because one drawn label moves all
             tensors together. ``None`` if it was not recorded.
-        groups: int64 ``[N]``, which examples share one independent number (a batch, for
-            ``unit="batch"``, whose number is spread evenly over its examples). ``None`` if
-            every example has its own.
+        groups: int64 ``[N]``, which rows are not independent: those of a batch for
+            ``unit="batch"``, whose one number is spread evenly over its examples, and the
+            visits of one example along a training run. ``None`` if every row is.
     """
 
     ids: tuple[str, ...]
@@ -128,7 +128,7 @@ class Ledger:
             tokens=np.concatenate([self.tokens, other.tokens]),
             draw_variance=_concatenate(self.draw_variance, other.draw_variance),
             draw_variance_total=_concatenate(self.draw_variance_total, other.draw_variance_total),
-            groups=_concatenate(self.groups, _after(self.groups, other.groups)),
+            groups=self._groups_with(other),
         )
 
     def take(self, ids: Sequence[str]) -> Ledger:
@@ -162,6 +162,14 @@ class Ledger:
             groups=None if self.groups is None else self.groups[rows],
         )
 
+    def _groups_with(self, other: Ledger) -> np.ndarray | None:
+        if self.groups is None and other.groups is None:
+            return None
+        mine, theirs = (
+            np.arange(len(each)) if each.groups is None else each.groups for each in (self, other)
+        )
+        return np.concatenate([mine, theirs + mine.max(initial=-1) + 1])
+
 
 def check_disjoint(mine: Sequence[str], theirs: Sequence[str]) -> None:
     """Make sure that no example is counted twice.
@@ -186,11 +194,6 @@ def check_disjoint(mine: Sequence[str], theirs: Sequence[str]) -> None:
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:_SHOWN])
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
-def _after(mine: np.ndarray | None, theirs: np.ndarray | None) -> np.ndarray | None:
-    """Numbers of groups that continue after mine."""
-    return None if mine is None or theirs is None else theirs + mine.max(initial=-1) + 1
 
 
 def _concatenate(mine: np.ndarray | None, theirs: np.ndarray | None) -> np.ndarray | None:
