@@ -13,9 +13,11 @@ from fisherscope.data import Example
 from fisherscope.data import examples as as_examples
 from fisherscope.defaults import DEFAULTS, FisherConfig
 from fisherscope.errors import DataError, ParameterError, TaskError
+from fisherscope.metrics.bombshell import BombshellMetrics
 from fisherscope.metrics.estimating import check_store, estimate_tasks
 from fisherscope.metrics.model_analysis import ModelAnalysis, analyze_model
 from fisherscope.metrics.model_comparison import ModelComparison, compare_models
+from fisherscope.metrics.modularity import ModularityMetrics
 from fisherscope.metrics.run_config import SPARSITY, DamageConfig
 from fisherscope.results import Result
 from fisherscope.store import FisherStore
@@ -69,6 +71,8 @@ class UnifiedModelAnalyzer:
         """
         self.store = FisherStore() if store is None else store
         self.config = DEFAULTS if config is None else config
+        self.bombshell = BombshellMetrics(self.store, self.config)
+        self.modularity = ModularityMetrics(self.store, self.config)
 
     def analyze(
         self,
