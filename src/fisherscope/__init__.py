@@ -48,6 +48,7 @@ from fisherscope.estimation import estimate
 from fisherscope.metrics.base import FisherBase
 from fisherscope.metrics.bombshell import BombshellMetrics
 from fisherscope.metrics.modularity import ExtendedModularityMetrics, ModularityMetrics
+from fisherscope.metrics.unified import UnifiedModelAnalyzer
 from fisherscope.naming import Layers, layers
 from fisherscope.planning import Plan, plan
 from fisherscope.preparation import VERSION as __version__
@@ -134,6 +135,7 @@ __all__ = [
     "ExtendedModularityMetrics",
     "FisherBase",
     "ModularityMetrics",
+    "UnifiedModelAnalyzer",
     # structures
     "Block",
     "Dense",
