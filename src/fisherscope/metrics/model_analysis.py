@@ -76,6 +76,7 @@ def analyze_model(
     sparsity: float,
     damage: DamageConfig,
     settings: Mapping[str, Any] | None = None,
+    answers: Mapping[str, Any] | None = None,
     progress: bool = True,
     say: Say = lambda _: None,
 ) -> ModelAnalysis:
@@ -90,6 +91,7 @@ def analyze_model(
         sparsity: Share of weights pruned in the masks whose overlap is shown.
         damage: How the damage matrix is made.
         settings: Further settings for the record. Default: none.
+        answers: Further entries of the results. Default: none.
         progress: Whether progress bars are shown. Default: ``True``.
         say: Called with a line of text at the beginning of each step. Default: nothing.
 
@@ -97,7 +99,7 @@ def analyze_model(
         The analysis.
     """
     fishers = {name: item.fisher for name, item in estimated.items()}
-    tasks = {name: _used(tasks[name], fisher) for name, fisher in fishers.items()}
+    tasks = {name: used(tasks[name], fisher) for name, fisher in fishers.items()}
     say("Losses, importance and concentration")
     losses = {name: task_loss(model, examples, config) for name, examples in tasks.items()}
     curves, rows = {}, []
@@ -135,12 +137,21 @@ def analyze_model(
         "overlap": overlaps,
         "overlap_absent": no_overlap,
         "damage": cells,
+        **(answers or {}),
     })
     results["alerts"] = alerts(results)
     return ModelAnalysis(results=results, fishers=fishers, losses=losses, damages=damages)
 
 
-def _used(examples: list[Example], fisher: Fisher) -> list[Example]:
-    # An example that the estimate skipped would make every other number NaN.
+def used(examples: list[Example], fisher: Fisher) -> list[Example]:
+    """The examples that an estimate did not skip, which would make other numbers NaN.
+
+    Args:
+        examples: A task's examples.
+        fisher: Its Fisher.
+
+    Returns:
+        Those whose scores were finite.
+    """
     skipped = set(fisher.skipped)
     return [example for example in examples if example.id not in skipped]

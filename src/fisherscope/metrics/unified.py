@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from fisherscope.defaults import DEFAULTS, FisherConfig
 from fisherscope.errors import DataError, ParameterError, TaskError
 from fisherscope.metrics.bombshell import BombshellMetrics
 from fisherscope.metrics.estimating import check_store, estimate_tasks
-from fisherscope.metrics.model_analysis import ModelAnalysis, analyze_model
+from fisherscope.metrics.model_analysis import ModelAnalysis, analyze_model, used
 from fisherscope.metrics.model_comparison import ModelComparison, compare_models
 from fisherscope.metrics.modularity import ModularityMetrics
 from fisherscope.metrics.run_config import SPARSITY, DamageConfig
@@ -23,6 +24,8 @@ from fisherscope.results import Result
 from fisherscope.store import FisherStore
 
 ONE = "model"
+TOP = 20
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +179,11 @@ class UnifiedModelAnalyzer:
         """
         keyed = {keys[task]: rows for task, rows in examples.items()}
         done = estimate_tasks(model, keyed, self.config, self.store, progress=progress, say=say)
+        answers = {
+            "top": self._top(keys),
+            "asymmetry": self._asymmetry(model, examples, keys, damage, say),
+            "uncertainty": self._uncertainty(model, examples, keys, say),
+        }
         return analyze_model(
             model,
             examples,
@@ -185,6 +193,60 @@ class UnifiedModelAnalyzer:
             sparsity=sparsity,
             damage=damage,
             settings=settings,
+            answers=answers,
             progress=progress,
             say=say,
         )
+
+    def _top(self, keys: Mapping[str, str]) -> Rows:
+        found = []
+        for task, key in keys.items():
+            top = self.bombshell.get_top_fisher_directions(key, k=TOP)
+            rows = top.to_frame().to_dict(orient="records")
+            found += [{"task": task, **row} for row in rows]
+        return found
+
+    def _asymmetry(
+        self,
+        model: nn.Module,
+        examples: Mapping[str, list[Example]],
+        keys: Mapping[str, str],
+        damage: DamageConfig,
+        say: Callable[[str], None],
+    ) -> Rows:
+        if not damage.enabled:
+            return []
+        found = []
+        for a, b in itertools.combinations(keys, 2):
+            say(f"Which of {a} and {b} is hurt more by the other")
+            first, second = (
+                used(examples[task], self.store[keys[task]])[: damage.pair_examples]
+                for task in (a, b)
+            )
+            compared = self.modularity.compute_fisher_damage_with_asymmetry(
+                model, first, second, measure=damage.measure, names=(a, b)
+            )
+            rows = compared.to_frame().to_dict(orient="records")
+            found += [{"task_a": a, "task_b": b, **row} for row in rows]
+        return found
+
+    def _uncertainty(
+        self,
+        model: nn.Module,
+        examples: Mapping[str, list[Example]],
+        keys: Mapping[str, str],
+        say: Callable[[str], None],
+    ) -> Rows:
+        # A language model has a prediction per token over a whole vocabulary: ask for that by
+        # itself, with the candidates that matter.
+        fishers = {task: self.store[key] for task, key in keys.items()}
+        if {fisher.identity.likelihood for fisher in fishers.values()} != {"classification"}:
+            return []
+        found = []
+        for task, fisher in fishers.items():
+            say(f"Uncertainty of {task}")
+            rows = used(examples[task], fisher)
+            sure = self.bombshell.estimate_fisher_uncertainty(model, rows, keys[task])
+            quality = sure.quality.to_dict(orient="records")
+            found += [{"task": task, "outcome": sure.outcome, **row} for row in quality]
+        return found
