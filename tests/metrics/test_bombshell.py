@@ -155,6 +155,28 @@ def test_merging_is_parameter_by_parameter(name):
         metrics.fisher_weighted_merge(members, ["1", "0"])
 
 
+# Catches (tensorscope 1.1.15): infinite uncertainty by default, and confidence in a wrecked model.
+@pytest.mark.parametrize("kind", ["laplace", "monte_carlo", "cramer_rao"])
+def test_uncertainty(kind):
+    case = models.case("mlp")
+    data = rows.examples(case.rows)
+    metrics = fs.BombshellMetrics()
+    metrics.store["m"] = fs.estimate(case.model, data, fisher_type="type-2", progress=False)
+    found = metrics.estimate_fisher_uncertainty(case.model, data, "m", kind, prior_precision=1.0)
+    expected = fs.uncertainty(case.model, metrics.store["m"], data, kind=kind, prior_precision=1.0)
+    assert found.to_dict() == expected.to_dict()
+    # A batch that was shown three times is no more data than one that was shown once.
+    for _ in range(3):
+        metrics.update_fisher_ema(case.model, data, "shown")
+    metrics.store["once"] = fs.estimate(case.model, data, progress=False)
+    often, once = (
+        metrics.estimate_fisher_uncertainty(case.model, data, t, kind, prior_precision=1.0)
+        for t in ("shown", "once")
+    )
+    one, two = (found.to_frame().select_dtypes(float) for found in (often, once))
+    np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-6)
+
+
 ASK = {
     "compute_fisher_importance": lambda m: m.compute_fisher_importance(task="x"),
     "get_top_fisher_directions": lambda m: m.get_top_fisher_directions("x"),
@@ -162,6 +184,7 @@ ASK = {
     "get_fisher_pruning_masks": lambda m: m.get_fisher_pruning_masks("x"),
     "scale_by_fisher": lambda m: m.scale_by_fisher({}, "x"),
     "fisher_weighted_merge": lambda m: m.fisher_weighted_merge([None], ["x"]),
+    "estimate_fisher_uncertainty": lambda m: m.estimate_fisher_uncertainty(None, None, "x"),
 }
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor, nn
 
 from fisherscope.analysis.directions import TopDirections, top_directions
@@ -14,6 +15,7 @@ from fisherscope.analysis.masks import masks
 from fisherscope.analysis.overlap import Overlap, overlap
 from fisherscope.analysis.similarity import Similarity, similarity
 from fisherscope.analysis.top import Scope, TopCoordinates, top_coordinates
+from fisherscope.analysis.uncertainty import Uncertainty, uncertainty
 from fisherscope.errors import ParameterError
 from fisherscope.metrics.base import FisherBase, Source
 from fisherscope.structures import Fisher
@@ -253,3 +255,32 @@ class BombshellMetrics(FisherBase):
             The merged model and the predicted cost to each.
         """
         return merge(models, [self.store[task] for task in tasks], weights=weights, **options)
+
+    def estimate_fisher_uncertainty(
+        self,
+        model: nn.Module,
+        batch: Any,
+        task: str = "default",
+        kind: Literal["laplace", "cramer_rao", "monte_carlo"] = "laplace",
+        **options: Any,
+    ) -> Uncertainty:
+        """Predictions with what the task's Fisher says about them: :func:`fisherscope.uncertainty`.
+
+        Args:
+            model: The model that the task's Fisher was estimated on.
+            batch: What is to be predicted, with labels or without.
+            task: Name of the task. Default: ``"default"``.
+            kind: Default: ``"laplace"``.
+            **options: Further ones of the function. ``observations`` is by default the number
+                of units that the Fisher stands for, an example that was seen several times
+                counted once.
+
+        Returns:
+            Predictions, and their quality where there are labels.
+        """
+        fisher = self.store[task]
+        groups = fisher.ledger.groups
+        if groups is not None and fisher.identity.unit != "batch":
+            once = round(fisher.n_units * len(np.unique(groups)) / len(groups))
+            options.setdefault("observations", once)
+        return uncertainty(model, fisher, batch, kind=kind, **options)
