@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,12 @@ def make_results(
         "similarity": _similarity(rng, names),
         "overlap": _overlap(rng, names, sparsities),
         "damage": _damage(rng, names),
+        "asymmetry": [
+            {"task_a": a, "task_b": b, "quantity": "index", "a": 2.0, "b": 1.0, "difference": 1.0,
+             "difference_low": 0.5, "difference_high": 1.5, "more_fragile": a, "outcome": "ok"}
+            for a, b in itertools.combinations(names, 2)
+        ],
+        "uncertainty": [],
         "run": {
             "seconds": 412.6, "peak_memory_bytes": 2_345_678_901, "python": "3.12.4",
             "torch": "2.13.0", "transformers": "5.23.0",

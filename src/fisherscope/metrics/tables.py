@@ -32,6 +32,7 @@ def tables_of(results: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
         "overlap": pd.DataFrame(results["overlap"]),
         "damage": pd.DataFrame(results["damage"]["cells"]),
         "alerts": pd.DataFrame(results["alerts"]),
+        **{name: pd.DataFrame(results[name]) for name in ("top", "asymmetry", "uncertainty")},
     }
 
 

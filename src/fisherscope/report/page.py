@@ -20,7 +20,12 @@ from fisherscope.report.comparison import is_comparison
 from fisherscope.report.figures import COMPARISON, REGISTRY, FigureSpec
 from fisherscope.report.figures.palette import css_variables
 from fisherscope.report.summary import markdown
-from fisherscope.report.tables import coverage_table, tasks_table
+from fisherscope.report.tables import (
+    asymmetry_table,
+    coverage_table,
+    tasks_table,
+    uncertainty_table,
+)
 
 FORMAT = 1
 SECTIONS = (
@@ -71,6 +76,8 @@ def _model(content: Mapping[str, Any]) -> dict[str, Any]:
         "alerts": alerts(content, SECTIONS),
         "tasks": tasks_table(content),
         "coverage": coverage_table(content),
+        "asymmetry": asymmetry_table(content),
+        "uncertainty": uncertainty_table(content),
     }
 
 

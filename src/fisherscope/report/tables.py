@@ -130,6 +130,54 @@ def coverage_table(results: Mapping[str, Any]) -> Table:
     return Table(columns, tuple(rows), "Parameters by the rule that covered them")
 
 
+def asymmetry_table(results: Mapping[str, Any]) -> Table:
+    """Which task of each pair is hurt more by a step of the other.
+
+    Args:
+        results: A results dictionary.
+
+    Returns:
+        One row per pair and quantity.
+    """
+    columns = (
+        Column("task_a", "A", "text"),
+        Column("task_b", "B", "text"),
+        Column("quantity", "Quantity", "text", "index: no step size; the others nats per token"),
+        Column("a", "Damage to A", "number", "By a step of B"),
+        Column("b", "Damage to B", "number", "By a step of A"),
+        Column("difference", "Difference", "number", "Damage to A less damage to B"),
+        Column("difference_low", "2.5%", "number"),
+        Column("difference_high", "97.5%", "number"),
+        Column("more_fragile", "Hurt more", "text"),
+        Column("outcome", "Outcome", "text"),
+    )
+    return Table(columns, tuple(results.get("asymmetry") or ()), "Which of two tasks is hurt more")
+
+
+def uncertainty_table(results: Mapping[str, Any]) -> Table:
+    """How good the predictions of a classifier are, before and after the Fisher's uncertainty.
+
+    Args:
+        results: A results dictionary.
+
+    Returns:
+        One row per task, predictor and measure.
+    """
+    columns = (
+        Column("task", "Task", "text"),
+        Column("predictor", "Predictor", "text"),
+        Column("measure", "Measure", "text"),
+        Column("value", "Value", "number"),
+        Column("low", "2.5%", "number"),
+        Column("high", "97.5%", "number"),
+        Column("change", "Change", "number", "Against the model as it is, same examples"),
+        Column("change_low", "2.5%", "number"),
+        Column("change_high", "97.5%", "number"),
+        Column("outcome", "Outcome", "text"),
+    )
+    return Table(columns, tuple(results.get("uncertainty") or ()), "Quality of predictions")
+
+
 def _how_many(skipped: Any) -> float | None:
     # Skipped examples arrive as a count or as a list of ids.
     if isinstance(skipped, Sequence) and not isinstance(skipped, str):
