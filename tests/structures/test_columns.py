@@ -19,7 +19,7 @@ def parts(whole, *names):
 
 
 def test_columns_stand_under_their_names_whatever_the_order_of_the_parts():
-    # Catches: columns of the ledger in the order in which the parts were estimated. Planted.
+    # Catches: columns of the ledger in the order in which the parts were estimated.
     first, last = ("a.weight", "square.weight"), ("a.bias",)  # not the order of the model
     for some in ((first, last), (last, first)):
         taken, whole = parts(scores("abcd"), *some)
