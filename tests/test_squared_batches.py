@@ -45,7 +45,7 @@ def test_the_sum_over_a_batch_is_squared_once(name, structure):
     assert error <= 1e-5, where
     trace = sum(float(t.sum()) for t in truth.values()) / draws
     assert fisher.ledger.squares.sum() == pytest.approx(trace, rel=1e-5)
-    # Tensors move together: planted, the sum of their variances in place of that of the sum.
+    # Tensors move together: not the sum of their variances, but that of the sum.
     variance = fisher.ledger.draw_variance_total
     assert variance == pytest.approx(np.var(totals, ddof=1), rel=1e-3)
     assert np.ptp(fisher.ledger.squares, 0) == pytest.approx(0)

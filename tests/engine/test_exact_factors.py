@@ -146,7 +146,6 @@ EXACT = {
 # Would catch: factors divided by the wrong count (rows, examples, draws, columns), positions
 # summed where they should not be or the other way round, G and A of other rows, padding or
 # unsupervised rows in one of them, uses of a shared weight lost, a bias without its ones.
-# Planted: the number of rows left out of the division; a row too many in A.
 @pytest.mark.parametrize("structure", ["kfac", "ekfac"])
 @pytest.mark.parametrize(
     ("name", "labels"), [(name, labels) for name in EXACT for labels in EXACT[name].options]

@@ -1,8 +1,9 @@
 """Defects found in other curvature libraries in 2026: one named test each that we don't have them.
 
 Each entry says what was seen there (run on their releases of that year), and each test's comment
-which bug was planted here to see it fail. Rules that disagree with autograd fall back to the
-exact slow path, so that tests of rules also ask that nothing went that way.
+which bug was planted here to see it fail ("Planted"), or is meant to ("Would catch"). Rules that
+disagree with autograd fall back to the exact slow path, so that tests of rules also ask that
+nothing went that way.
 """
 
 from __future__ import annotations
@@ -60,8 +61,7 @@ DEFECTS = (
            "test_batches_of_unlike_size_weigh_by_their_examples"),
     Defect("hessian-eigenthings", "finite differences in bf16: half of the product is error",
            "test_products_of_bf16_models_are_as_good_as_bf16"),
-    # By construction: our memory tests watch torch's own allocations, each test of the kind was
-    # seen to fail with a [batch, out, in] product, and tracemalloc is used nowhere.
+    # By construction: our memory tests watch torch's own allocations, and never tracemalloc.
     Defect("hessian-eigenthings", "a memory test that watches Python's heap, where tensors are not",
            "engine/test_contraction.py::test_memory_does_not_grow_with_the_batch"),
     Defect("nngeometry, asdl, backpack", "sums in the format of the model",
@@ -115,7 +115,7 @@ def test_a_linear_layer_and_a_convolution_of_width_1_have_one_kfac(structure, le
     close(found, torch.einsum("oipj,pj->oi", product, v))
 
 
-# Planted: the uses of a tensor squared one by one; only the last use kept.
+# Planted: the cross term of the two uses left out. Would catch too: only the last use kept.
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("name", TIED)
 def test_a_tied_tensor_is_one_parameter_with_cross_terms(name, structure):
@@ -151,7 +151,7 @@ def test_broadcast_positions_belong_to_their_examples(structure):
     assert not slow(estimate(case.model, data, batch_size=3))
 
 
-# Planted: parameters without a rule dropped instead of sent down the slow path.
+# Would catch: parameters without a rule dropped instead of sent down the slow path.
 @pytest.mark.parametrize("structure", [*STRUCTURES, "grouped"])
 @pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama", "tiny-lora", "tiny-bert-mlm", "vit"])
 def test_every_parameter_of_unmodified_models_is_covered(name, structure):
@@ -165,7 +165,7 @@ def test_every_parameter_of_unmodified_models_is_covered(name, structure):
         assert fisher.trace("sum") == pytest.approx(truth, rel=1e-5)
 
 
-# Planted: the plain attention kernel not asked for where something is differentiated twice.
+# Would catch: the plain attention kernel not asked for where something is differentiated twice.
 @pytest.mark.parametrize("curvature", ["fisher", "ggn", "hessian"])
 @pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
 def test_products_need_no_special_attention(name, curvature):
@@ -193,7 +193,7 @@ KINDS = {
 
 
 # A causal model does not see what comes later: a masked tail must change nothing at all.
-# Planted: masked rows counted in the factors; in the curvature of the outputs.
+# Planted: masked rows counted in the factors. Would catch too: in the curvature of the outputs.
 @pytest.mark.parametrize(
     ("structure", "kind"),
     [
@@ -242,7 +242,7 @@ def test_more_draws_do_not_shrink_the_fisher(sampling, structure):
     assert found == pytest.approx(exact, rel=0.25)
 
 
-# Planted: inputs taken at every forward pass, also when it is computed again.
+# Would catch: inputs taken at every forward pass, also when it is computed again.
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_recomputed_inputs_count_once(structure, reentrant):
@@ -258,7 +258,7 @@ def test_recomputed_inputs_count_once(structure, reentrant):
         close(again.diagonal()[n], d, 1e-4)
 
 
-# Planted: products divided by the size of their batch.
+# Would catch: products divided by the size of their batch.
 @pytest.mark.parametrize("curvature", ["fisher", "ggn", "hessian"])
 def test_batches_of_unlike_size_weigh_by_their_examples(curvature):
     case = models.case("mlp")
@@ -275,7 +275,7 @@ def test_batches_of_unlike_size_weigh_by_their_examples(curvature):
 
 
 # By construction: nothing is a difference of two evaluations. What is left is the rounding of
-# bf16 layers, a few percent. Planted: sums of products in the format of the parameters.
+# bf16 layers, a few percent. Would catch: sums of products in the format of the parameters.
 @pytest.mark.parametrize("curvature", ["fisher", "ggn"])
 def test_products_of_bf16_models_are_as_good_as_bf16(curvature):
     case = models.case("llama-untied")
