@@ -1,0 +1,3 @@
+"""stub"""
+def tables(x):
+    import json; return json.dumps(x, indent=1)[:30000]
