@@ -4,8 +4,8 @@
     python benchmarks/estimators.py --quick    # a look in about a minute; writes nothing
     python benchmarks/estimators.py --page     # table and plots from the figures in results/
 
-The figures of a stage are kept as soon as it is measured: interrupted, the same command goes
-on with the next. ``--fresh`` forgets them.
+Figures are kept as soon as they are measured: interrupted, the same command goes on with what
+is missing. ``--fresh`` forgets them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,53 +24,94 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from choosing import costs, estimates, page, structures, subject
-from choosing.exact import exact
+from choosing.exact import Exact, exact
+from transformers import LlamaForCausalLM
 
 import fisherscope as fs
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "estimators.json"
 # Training steps after which the model is measured.
-STAGES = {"early": 40, "trained": 1000}
-TASK, SEED = "prose", 0
+STAGES = {"early": 40, "trained": 800}
+TASK, SEED, ROWS = "prose", 0, 12
 
 
-def measure_stage(model: Any, text: subject.Text, quick: bool) -> dict[str, Any]:
-    """Everything about the model as it is now."""
+def measure(
+    model: LlamaForCausalLM,
+    text: subject.Text,
+    known: dict[str, Any],
+    save: Callable[[], None],
+    *,
+    quick: bool,
+    last: bool,
+) -> None:
+    """Fill in what is not known yet about the model as it is now.
+
+    Args:
+        model: The model.
+        text: Its text.
+        known: Part to figures, added to.
+        save: Called after each part.
+        quick: Take few rows and repeats.
+        last: Also measure what needs one stage only.
+    """
     held_out = text.held_out[TASK]
-    data = subject.rows(held_out, 2 if quick else 24, 1)
-    truth = exact(model, data)
-    start = time.process_time()
-    library = fs.estimate(model, data, fisher_type="type-2", progress=False)
-    seconds = time.process_time() - start
-    found = torch.from_numpy(estimates.flat(library.diagonal(per="token")))
-    rows = {}
-    for name, (options, repeats) in estimates.ESTIMATES.items():
-        if quick:
-            repeats = min(repeats, 4)
-        rows[name] = estimates.against(model, data, options, repeats, truth)
-        print(f"  {name}", file=sys.stderr, flush=True)
-    fresh = [subject.rows(held_out, len(data), 100 + i) for i in range(4 if quick else 40)]
-    steps = structures.directions(model, text, 2 if quick else 16)
-    with torch.no_grad():
+    data = subject.rows(held_out, 2 if quick else ROWS, 1)
+
+    @cache
+    def truth() -> Exact:
+        return exact(model, data)
+
+    def about() -> dict[str, Any]:
         generator = torch.Generator().manual_seed(2)
-        loss = subject.loss(model, subject.windows(held_out, 2000, generator))
-    return {
-        "held_out_loss": float(loss),
-        "entropy": float(truth.entropy.mean()),
-        "examples": len(data),
-        "tokens": len(truth.entropy),
-        "trace": truth.trace,
-        "type-2": {
-            "error": float((found - truth.diagonal).norm() / truth.diagonal.norm()),
-            "seconds": seconds,
-        },
-        "estimates": rows,
-        "fresh": estimates.on_fresh_data(model, fresh),
-        "signs": estimates.labels_or_signs(model, truth),
-        "structures": structures.shares(model, data, steps),
-        "costs": costs.costs(model, data, 2 if quick else 7),
+        with torch.no_grad():
+            loss = subject.loss(model, subject.windows(held_out, 2000, generator))
+        entropy = truth().entropy
+        return {
+            "held_out_loss": float(loss),
+            "entropy": float(entropy.mean()),
+            "examples": len(data),
+            "tokens": len(entropy),
+            "trace": truth().trace,
+        }
+
+    def expected() -> dict[str, float]:
+        start = time.process_time()
+        fisher = fs.estimate(model, data, fisher_type="type-2", progress=False)
+        seconds = time.process_time() - start
+        found = torch.from_numpy(estimates.flat(fisher.diagonal(per="token")))
+        reference = truth().diagonal
+        error = float((found - reference).norm() / reference.norm())
+        return {"error": error, "seconds": seconds}
+
+    def one(name: str) -> Callable[[], dict[str, Any]]:
+        options, repeats = estimates.ESTIMATES[name]
+        repeats = min(repeats, 3) if quick else repeats
+        return lambda: estimates.against(model, data, options, repeats, truth())
+
+    def kept() -> dict[str, Any]:
+        steps = structures.directions(model, text, 2 if quick else 12)
+        return structures.shares(model, data, steps)
+
+    def fresh() -> dict[str, Any]:
+        sets = [subject.rows(held_out, len(data), 100 + i) for i in range(3 if quick else 24)]
+        return estimates.on_fresh_data(model, sets)
+
+    parts: dict[str, Callable[[], Any]] = {
+        "about": about,
+        "signs": lambda: estimates.labels_or_signs(model, truth()),
+        "type-2": expected,
+        **{name: one(name) for name in estimates.ESTIMATES},
+        "structures": kept,
     }
+    if last:
+        rows = subject.rows(held_out, 4 if quick else 64, 3)
+        parts |= {"fresh": fresh, "costs": lambda: costs.costs(model, rows, 2 if quick else 5)}
+    for name, part in parts.items():
+        if name not in known:
+            print(f"  {name}", file=sys.stderr, flush=True)
+            known[name] = part()
+            save()
 
 
 def main() -> None:
@@ -79,24 +122,27 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    known: dict[str, Any] = {}
+    stages: dict[str, dict[str, Any]] = {}
     if RESULTS.exists() and not args.fresh and not args.quick:
-        known = json.loads(RESULTS.read_text())["stages"]
-    if not args.page and set(known) != set(STAGES):
+        stages = json.loads(RESULTS.read_text())
+
+    def save() -> None:
+        if not args.quick:
+            RESULTS.write_text(json.dumps(stages, indent=1) + "\n")
+
+    if not args.page:
         text, model, done = subject.read_text(), subject.new_model(SEED), 0
         for number, (stage, steps) in enumerate(STAGES.items()):
             subject.train(model, text.training[TASK], steps - done, seed=number)
             done = steps
-            if stage in known:
-                continue
             print(f"{stage}: after {steps} steps", file=sys.stderr, flush=True)
-            known[stage] = {"steps": steps, **measure_stage(model, text, args.quick)}
-            if not args.quick:
-                RESULTS.write_text(json.dumps({"stages": known}, indent=1) + "\n")
+            known = stages.setdefault(stage, {"steps": steps})
+            last = steps == max(STAGES.values())
+            measure(model, text, known, save, quick=args.quick, last=last)
     if args.quick:
-        print(page.tables(known))
+        print(page.tables(stages))
     else:
-        page.write(known)
+        page.write(stages)
 
 
 if __name__ == "__main__":

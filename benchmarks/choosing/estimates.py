@@ -24,15 +24,15 @@ SIGNS: Options = {"fisher_type": "mc", "sampling": "signs"}
 ESTIMATES: dict[str, tuple[Options, int]] = {
     "empirical, per example": ({}, 1),
     "empirical, per token": ({"unit": "token"}, 1),
-    "labels, 1 draw": (MC, 64),
-    "labels, 4 draws": ({**MC, "draws": 4}, 32),
-    "labels, 16 draws": ({**MC, "draws": 16}, 16),
-    "signs, 1 draw": (SIGNS, 64),
-    "signs, 4 draws": ({**SIGNS, "draws": 4}, 32),
-    "signs, 16 draws": ({**SIGNS, "draws": 16}, 16),
-    "labels, batches of 4": ({**MC, "unit": "batch", "batch_size": 4}, 64),
-    "labels, batches of 12": ({**MC, "unit": "batch", "batch_size": 12}, 64),
-    "labels, per position": ({**MC, "unit": "position"}, 64),
+    "labels, 1 draw": (MC, 40),
+    "labels, 4 draws": ({**MC, "draws": 4}, 20),
+    "labels, 16 draws": ({**MC, "draws": 16}, 10),
+    "signs, 1 draw": (SIGNS, 40),
+    "signs, 4 draws": ({**SIGNS, "draws": 4}, 20),
+    "signs, 16 draws": ({**SIGNS, "draws": 16}, 10),
+    "labels, batches of 4": ({**MC, "unit": "batch", "batch_size": 4}, 40),
+    "labels, batches of 12": ({**MC, "unit": "batch", "batch_size": 12}, 40),
+    "labels, per position": ({**MC, "unit": "position"}, 40),
 }
 # Those whose standard error over examples is compared with what fresh examples give.
 FRESH = ("empirical, per example", "empirical, per token", "labels, 1 draw", "labels, batches of 4")

@@ -17,7 +17,7 @@ from fisherscope.data import Example, examples
 from fisherscope.demo.corpora import read_corpora
 
 VOCABULARY = 64
-WINDOW = 17  # characters of a row: 16 of them have a predecessor, and so a label
+WINDOW = 13  # characters of a row: 12 of them have a predecessor, and so a label
 BATCH = 64
 RATE = 3e-3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import singledispatch
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Accumulator", "accumulator"]
 
 
+@singledispatch
 def accumulator(
     spec: specs.Spec,
     parameters: Mapping[str, nn.Parameter],
@@ -29,7 +31,7 @@ def accumulator(
     unit: str,
     basis: KFACFisher | None = None,
 ) -> Accumulator:
-    """The sums that a structure keeps.
+    """The sums that a structure keeps; a structure registers its own by the class of its spec.
 
     Args:
         spec: The structure.
@@ -42,18 +44,37 @@ def accumulator(
         Empty sums.
 
     Raises:
-        ParameterError: If an EKFAC comes without a basis, or the structure has no sums.
+        ParameterError: If the structure has no sums, or an EKFAC comes without a basis.
     """
-    if isinstance(spec, specs.Diagonal | specs.Grouped):
-        grouped = isinstance(spec, specs.Grouped)
-        return SquaresAccumulator(parameters, coverage, grouped, unit)
-    if isinstance(spec, specs.Block | specs.Dense):
-        return DenseAccumulator(parameters, coverage, _blocks(spec, parameters))
-    if isinstance(spec, specs.KFAC):
-        return FactorAccumulator(parameters, coverage, unit, spec.sharing, spec.bias, spec.widest)
-    if isinstance(spec, specs.EKFAC) and basis is not None:
-        return EigenAccumulator(parameters, coverage, unit, basis.layout, basis.eigenbasis())
-    raise ParameterError(f"structure={str(spec)!r} needs the eigenbasis of a KFAC")
+    del parameters, coverage, unit, basis
+    raise ParameterError(f"structure={str(spec)!r} has no accumulator; register one")
+
+
+@accumulator.register(specs.Diagonal)
+@accumulator.register(specs.Grouped)
+def _squares(spec, parameters, coverage, unit, basis=None) -> Accumulator:
+    del basis
+    return SquaresAccumulator(parameters, coverage, isinstance(spec, specs.Grouped), unit)
+
+
+@accumulator.register(specs.Block)
+@accumulator.register(specs.Dense)
+def _matrices(spec, parameters, coverage, unit, basis=None) -> Accumulator:
+    del unit, basis
+    return DenseAccumulator(parameters, coverage, _blocks(spec, parameters))
+
+
+@accumulator.register(specs.KFAC)
+def _factors(spec, parameters, coverage, unit, basis=None) -> Accumulator:
+    del basis
+    return FactorAccumulator(parameters, coverage, unit, spec.sharing, spec.bias, spec.widest)
+
+
+@accumulator.register(specs.EKFAC)
+def _eigenvalues(spec, parameters, coverage, unit, basis=None) -> Accumulator:
+    if basis is None:
+        raise ParameterError(f"structure={str(spec)!r} needs the eigenbasis of a KFAC")
+    return EigenAccumulator(parameters, coverage, unit, basis.layout, basis.eigenbasis())
 
 
 def _blocks(
