@@ -143,7 +143,9 @@ def labels_or_signs(model: nn.Module, truth: Exact) -> Row:
         part = slice(start, start + p.numel())
         tensors[name] = float((one[part] / other[part]).sqrt().median())
         start += p.numel()
-    token = [torch.cat([getattr(t, f"token_{s}") for t in truth.traces]) for s in ("labels", "signs")]
+    token = [
+        torch.cat([getattr(t, f"token_{s}") for t in truth.traces]) for s in ("labels", "signs")
+    ]
     ratio = (token[0] / token[1]).sqrt()
     return {
         "trace": math.sqrt(truth.trace_variance("labels") / truth.trace_variance("signs")),

@@ -1,3 +1,132 @@
-"""stub"""
-def tables(x):
-    import json; return json.dumps(x, indent=1)[:30000]
+"""The tables of ``docs/fisher.md`` from the figures in ``results/``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from choosing import figures
+from choosing.estimates import ESTIMATES
+from choosing.structures import STRUCTURES
+from choosing.subject import VOCABULARY
+
+BEGIN, END = "<!-- estimators: begin -->", "<!-- estimators: end -->"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+Stages = figures.Stages
+Row = dict[str, Any]
+
+
+def write(stages: Stages) -> None:
+    """Put the tables between their markers and the plots beside the page."""
+    path = DOCS / "fisher.md"
+    text = path.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_text(f"{before}{BEGIN}\n{tables(stages)}\n{END}{after}", encoding="utf-8")
+    figures.draw(stages, DOCS / "images")
+
+
+def tables(stages: Stages) -> str:
+    """All tables, in Markdown."""
+    stages_in_words = "; ".join(
+        f"*{name}*: {s['steps']} training steps, {s['about']['held_out_loss']:.2f} nats per character"
+        for name, s in stages.items()
+    )
+    about = stages["trained"]["about"]
+    parts = [
+        f"Two stages of the same model ({stages_in_words}), the same {about['examples']} held-out "
+        f"rows with {about['tokens']} tokens. Cells are *early / trained*.",
+        _estimates(stages),
+        _calibration(stages),
+        _structures(stages),
+    ]
+    return "\n\n".join(parts)
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _percent(value: float) -> str:
+    size = 100 * abs(value)
+    return f"{size:.0f}" if size >= 9.95 else f"{size:.1f}"
+
+
+def _signed(row: Row) -> str:
+    text = ("−" if row["trace_bias"] < 0 else "+") + _percent(row["trace_bias"])
+    return f"{text} ± {_percent(row['trace_bias_se'])}" if "trace_bias_se" in row else text
+
+
+def _off(row: Row) -> str:
+    # A distance below what the repeats can resolve is no finding.
+    limit = row.get("diagonal_bias_noise", 0.0)
+    return (
+        f"< {_percent(limit)}" if row["diagonal_bias"] < limit else _percent(row["diagonal_bias"])
+    )
+
+
+def _sd(row: Row, value: Callable[[Row], float], theory: str) -> str:
+    if "trace_sd" not in row:
+        return "0"
+    text = _percent(value(row))
+    return f"{text} ({_percent(row[theory])})" if theory in row else text
+
+
+def _estimates(stages: Stages) -> str:
+    costs = stages["trained"]["costs"]
+    columns: dict[str, Callable[[Row], str]] = {
+        "trace: bias %": _signed,
+        "sd %": lambda row: _sd(row, lambda r: r["trace_sd"][0], "theory_trace_sd"),
+        "diagonal: bias %": _off,
+        "sd % ": lambda row: _sd(row, lambda r: r["diagonal_sd"], "theory_diagonal_sd"),
+        "element: sd %": lambda row: _sd(row, lambda r: r["element_sd"], "theory_element_sd"),
+        "Spearman": lambda row: f"{row['spearman']:.2f}",
+    }
+    rows = []
+    for name in ESTIMATES:
+        cells = [" / ".join(cell(s[name]) for s in stages.values()) for cell in columns.values()]
+        rows.append([name, *cells, f"{costs[name]['ratio']:.1f}"])
+    worst = max(s["type-2"]["error"] for s in stages.values())
+    about = stages["trained"]["about"]
+    passes = about["tokens"] // about["examples"] * VOCABULARY
+    rows.append(["type-2", "0", "0", f"{100 * worst:.0e}", "0", "0", "1.00", f"{passes} passes"])
+    return _markdown(["estimate", *columns, "cost"], rows)
+
+
+def _calibration(stages: Stages) -> str:
+    rows = []
+    for name in ESTIMATES:
+        found = [s[name] for s in stages.values()]
+        if "calibration_exact" in found[0]:
+            cells = [f"{r['calibration_exact']:.2f}, {_ratio(r['calibration'])}" for r in found]
+            rows.append([f"{name}, same rows", "drawn labels", " / ".join(cells)])
+    for name, row in stages["trained"]["fresh"].items():
+        rows.append([f"{name}, fresh rows", "rows", f"– / {_ratio(row['calibration'])}"])
+    header = ["estimate", "what is random", "reported standard error over the true one"]
+    return _markdown(header, rows)
+
+
+def _ratio(values: Sequence[float]) -> str:
+    middle, low, high = values
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+
+
+def _structures(stages: Stages) -> str:
+    trained = stages["trained"]
+    kinds = list(trained["structures"])
+    parameters = trained["costs"]["diagonal"]["numbers"]
+    rows = []
+    for name in STRUCTURES:
+        cost = trained["costs"][name]
+        cells = [" / ".join(_share(s["structures"][kind][name]) for s in stages.values())
+                 for kind in kinds]  # fmt: skip
+        rows.append([name, f"{cost['numbers'] / parameters:,.1f}", f"{cost['ratio']:.1f}", *cells])
+    return _markdown(["structure", "numbers per parameter", "cost", *kinds], rows)
+
+
+def _share(found: Row) -> str:
+    low, high = found["interval"]
+    return f"{_percent(found['median'])} ({_percent(low)}–{_percent(high)})"
