@@ -10,8 +10,8 @@ import matplotlib as mpl
 mpl.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullLocator
 
 Stage = dict[str, Any]
 Stages = dict[str, Stage]
@@ -93,9 +93,11 @@ def estimators(stages: Stages) -> plt.Figure:
                 cost["ratio"], error, marker, color=colour, ms=8, label=legend, mec="white"
             )
             if (short := _short(name)) is not None:
+                data = name.startswith("empirical")
                 axis.annotate(
-                    short, (cost["ratio"], error), (6, 5), textcoords="offset points",
-                    fontsize=8.5, color=colour,
+                    short, (cost["ratio"], error), (0, -15) if data else (6, 5),
+                    ha="center" if data else "left",
+                    textcoords="offset points", fontsize=8.5, color=colour,
                 )  # fmt: skip
         for legend in ("drawn labels", "signs"):
             points = np.array(series[legend])
@@ -104,8 +106,12 @@ def estimators(stages: Stages) -> plt.Figure:
         axis.set_xlabel("CPU time in training steps on the same rows")
     axes[0].set_ylabel("‖estimate − Fisher‖ / ‖Fisher‖, diagonal")
     for axis in axes:
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_major_formatter("{x:g}")
+        axis.margins(x=0.12, y=0.12)
+        steps = (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 40)
+        for scale, ticks in ((axis.xaxis, steps), (axis.yaxis, steps[:5])):
+            scale.set_major_locator(FixedLocator(ticks))
+            scale.set_minor_locator(NullLocator())
+            scale.set_major_formatter("{x:g}")
     figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=5, fontsize=9.5)
     figure.subplots_adjust(bottom=0.2, wspace=0.06)
     return figure
@@ -115,7 +121,7 @@ def _short(name: str) -> str | None:
     if name.startswith("empirical"):
         return name.removeprefix("empirical, ")
     if "draw" in name:
-        return name.partition(", ")[2].partition(" ")[0] + "×" if "signs" not in name else None
+        return None if name.startswith("signs") else name.partition(", ")[2]
     if "batches" in name:
         return name.rpartition("labels, ")[2]
     return None
@@ -162,9 +168,7 @@ def signs(stages: Stages) -> plt.Figure:
     left.axhline(1, color="#3c444d", lw=1)
     right.axvline(1, color="#3c444d", lw=1)
     left.set(xlabel="entropy of the predicted character, nats", yscale="log")
-    left.set_ylabel("sd with labels / sd with signs")
-    left.annotate("signs vary less", (0.02, 0.96), xycoords="axes fraction", color="#3c444d")
-    left.annotate("labels vary less", (0.02, 0.03), xycoords="axes fraction", color="#3c444d")
+    left.set_ylabel("sd with labels / sd with signs\n(above 1: signs vary less)")
     left.yaxis.set_major_formatter("{x:g}")
     left.yaxis.set_minor_formatter("{x:g}")
     right.set(yticks=range(len(names)), xscale="log", xlabel="sd with labels / sd with signs")
@@ -178,5 +182,7 @@ def signs(stages: Stages) -> plt.Figure:
 
 
 def _tensor(name: str) -> str:
-    short = name.removeprefix("model.").removesuffix(".weight").replace("layers.", "")
-    return "embedding and head" if "embed" in short else short
+    parts = name.removesuffix(".weight").split(".")
+    if "embed" in name:
+        return "embedding and head"
+    return f"layer {parts[2]}: {parts[-1]}" if "layers" in parts else parts[-1]

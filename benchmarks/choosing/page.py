@@ -30,10 +30,7 @@ def write(stages: Stages) -> None:
 
 def tables(stages: Stages) -> str:
     """All tables, in Markdown."""
-    stages_in_words = "; ".join(
-        f"*{name}*: {s['steps']} training steps, {s['about']['held_out_loss']:.2f} nats per character"
-        for name, s in stages.items()
-    )
+    stages_in_words = "; ".join(f"*{figures.title(n, s)}*" for n, s in stages.items())
     about = stages["trained"]["about"]
     parts = [
         f"Two stages of the same model ({stages_in_words}), the same {about['examples']} held-out "

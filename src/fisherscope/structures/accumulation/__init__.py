@@ -31,7 +31,9 @@ def accumulator(
     unit: str,
     basis: KFACFisher | None = None,
 ) -> Accumulator:
-    """The sums that a structure keeps; a structure registers its own by the class of its spec.
+    """Make the empty sums that a structure keeps.
+
+    Each structure registers its own under the class of its spec.
 
     Args:
         spec: The structure.
@@ -40,11 +42,8 @@ def accumulator(
         unit: The unit.
         basis: KFAC whose eigenvectors an EKFAC uses. Default: ``None``.
 
-    Returns:
-        Empty sums.
-
     Raises:
-        ParameterError: If the structure has no sums, or an EKFAC comes without a basis.
+        ParameterError: If the structure has registered none, or an EKFAC comes without a basis.
     """
     del parameters, coverage, unit, basis
     raise ParameterError(f"structure={str(spec)!r} has no accumulator; register one")
