@@ -10,8 +10,11 @@ import matplotlib as mpl
 mpl.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
+
+from choosing.estimates import ESTIMATES
 
 Stage = dict[str, Any]
 Stages = dict[str, Stage]
@@ -56,6 +59,20 @@ def draw(stages: Stages, folder: Path) -> None:
             plt.close(figure)
 
 
+def backward_passes(name: str, figures: Stage) -> int:
+    """How often an estimate goes back through the model for each row."""
+    options, _ = ESTIMATES[name]
+    if options.get("unit") == "token":
+        return figures["about"]["tokens"] // figures["about"]["examples"]
+    return options.get("draws", 1)
+
+
+def _panels(stages: Stages, height: float) -> tuple[plt.Figure, list[Axes]]:
+    size = (5.5 * len(stages), height)
+    figure, axes = plt.subplots(1, len(stages), figsize=size, sharey=True, squeeze=False)
+    return figure, list(axes[0])
+
+
 def title(stage: str, figures: Stage) -> str:
     """What a stage is called."""
     loss = figures["about"]["held_out_loss"]
@@ -76,44 +93,41 @@ def _family(name: str) -> tuple[str, str, str]:
 
 
 def estimators(stages: Stages) -> plt.Figure:
-    """Error of one estimate of the diagonal against its cost."""
-    costs = stages["trained"]["costs"]
-    figure, axes = plt.subplots(1, len(stages), figsize=(11, 4.6), sharey=True)
+    """Error of one estimate of the diagonal against the passes that it takes."""
+    figure, axes = _panels(stages, 4.6)
     seen: dict[str, Line2D] = {}
     for axis, (stage, figures) in zip(axes, stages.items(), strict=True):
         series: dict[str, list[tuple[float, float]]] = {}
-        for name, cost in costs.items():
-            if name not in figures or name in STRUCTURES:
+        for name in ESTIMATES:
+            if name not in figures:
                 continue
-            row = figures[name]
+            row, passes = figures[name], backward_passes(name, figures)
             error = float(np.hypot(row["diagonal_bias"], row.get("diagonal_sd", 0.0)))
             colour, marker, legend = _family(name)
-            series.setdefault(legend, []).append((cost["ratio"], error))
+            series.setdefault(legend, []).append((passes, error))
             (seen[legend],) = axis.plot(
-                cost["ratio"], error, marker, color=colour, ms=8, label=legend, mec="white"
+                passes, error, marker, color=colour, ms=8, label=legend, mec="white"
             )
             if (short := _short(name)) is not None:
-                data = name.startswith("empirical")
                 axis.annotate(
-                    short, (cost["ratio"], error), (0, -15) if data else (6, 5),
-                    ha="center" if data else "left",
+                    short, (passes, error), (9, -4),
                     textcoords="offset points", fontsize=8.5, color=colour,
                 )  # fmt: skip
         for legend in ("drawn labels", "signs"):
-            points = np.array(series[legend])
+            points = np.array(series.get(legend, [(np.nan, np.nan)]))
             axis.plot(*points.T, color=seen[legend].get_color(), lw=1.2, alpha=0.6)
         axis.set(xscale="log", yscale="log", title=title(stage, figures))
-        axis.set_xlabel("CPU time in training steps on the same rows")
+        axis.set_xlabel("backward passes over the data")
     axes[0].set_ylabel("‖estimate − Fisher‖ / ‖Fisher‖, diagonal")
     for axis in axes:
         axis.margins(x=0.12, y=0.12)
-        steps = (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 40)
+        steps = (0.1, 0.2, 0.5, 1, 2, 4, 8, 16)
         for scale, ticks in ((axis.xaxis, steps), (axis.yaxis, steps[:5])):
             scale.set_major_locator(FixedLocator(ticks))
             scale.set_minor_locator(NullLocator())
             scale.set_major_formatter("{x:g}")
-    figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=5, fontsize=9.5)
-    figure.subplots_adjust(bottom=0.2, wspace=0.06)
+    figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=3, fontsize=9.5)
+    figure.subplots_adjust(bottom=0.24, wspace=0.06)
     return figure
 
 
@@ -129,7 +143,8 @@ def _short(name: str) -> str | None:
 
 def structures(stages: Stages) -> plt.Figure:
     """Share of the curvature along steps that each structure keeps."""
-    figure, axes = plt.subplots(1, len(stages), figsize=(11, 4.2), sharey=True)
+    stages = {name: s for name, s in stages.items() if "structures" in s}
+    figure, axes = _panels(stages, 4.2)
     for axis, (stage, figures) in zip(axes, stages.items(), strict=True):
         kinds = list(figures["structures"])
         for i, kind in enumerate(kinds):
@@ -155,7 +170,8 @@ def structures(stages: Stages) -> plt.Figure:
 def signs(stages: Stages) -> plt.Figure:
     """Labels against signs: token by token over entropy, and tensor by tensor."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), width_ratios=(1, 1.05))
-    colours = dict(zip(stages, (GREY, BLUE), strict=True))
+    stages = {name: s for name, s in stages.items() if "signs" in s}
+    colours = dict(zip(stages, (GREY, BLUE), strict=False))
     for stage, figures in stages.items():
         found = figures["signs"]
         left.plot(found["token_entropy"], found["token_ratio"], "o", ms=4.5, alpha=0.65,

@@ -31,10 +31,10 @@ def write(stages: Stages) -> None:
 def tables(stages: Stages) -> str:
     """All tables, in Markdown."""
     stages_in_words = "; ".join(f"*{figures.title(n, s)}*" for n, s in stages.items())
-    about = stages["trained"]["about"]
+    about = next(iter(stages.values()))["about"]
     parts = [
-        f"Two stages of the same model ({stages_in_words}), the same {about['examples']} held-out "
-        f"rows with {about['tokens']} tokens. Cells are *early / trained*.",
+        f"Measured at {stages_in_words}; the same {about['examples']} held-out "
+        f"rows with {about['tokens']} tokens. Cells are {' / '.join(stages)}.",
         _estimates(stages),
         _calibration(stages),
         _structures(stages),
@@ -73,7 +73,7 @@ def _sd(row: Row, value: Callable[[Row], float], theory: str) -> str:
 
 
 def _estimates(stages: Stages) -> str:
-    costs = stages["trained"]["costs"]
+    costs = _of(stages, "costs")
     columns: dict[str, Callable[[Row], str]] = {
         "trace: bias %": _signed,
         "sd %": lambda row: _sd(row, lambda r: r["trace_sd"][0], "theory_trace_sd"),
@@ -84,10 +84,13 @@ def _estimates(stages: Stages) -> str:
     }
     rows = []
     for name in ESTIMATES:
-        cells = [" / ".join(cell(s[name]) for s in stages.values()) for cell in columns.values()]
-        rows.append([name, *cells, f"{costs[name]['ratio']:.1f}"])
-    worst = max(s["type-2"]["error"] for s in stages.values())
-    about = stages["trained"]["about"]
+        cells = [
+            " / ".join(cell(s[name]) if name in s else "–" for s in stages.values())
+            for cell in columns.values()
+        ]
+        rows.append([name, *cells, _cost(costs, name)])
+    worst = max(s["type-2"]["error"] for s in stages.values() if "type-2" in s)
+    about = next(iter(stages.values()))["about"]
     passes = about["tokens"] // about["examples"] * VOCABULARY
     rows.append(["type-2", "0", "0", f"{100 * worst:.0e}", "0", "0", "1.00", f"{passes} passes"])
     return _markdown(["estimate", *columns, "cost"], rows)
@@ -96,12 +99,12 @@ def _estimates(stages: Stages) -> str:
 def _calibration(stages: Stages) -> str:
     rows = []
     for name in ESTIMATES:
-        found = [s[name] for s in stages.values()]
+        found = [s[name] for s in stages.values() if name in s]
         if "calibration_exact" in found[0]:
             cells = [f"{r['calibration_exact']:.2f}, {_ratio(r['calibration'])}" for r in found]
             rows.append([f"{name}, same rows", "drawn labels", " / ".join(cells)])
-    for name, row in stages["trained"]["fresh"].items():
-        rows.append([f"{name}, fresh rows", "rows", f"– / {_ratio(row['calibration'])}"])
+    for name, row in _of(stages, "fresh").items():
+        rows.append([f"{name}, fresh rows", "rows", f"{_ratio(row['calibration'])}"])
     header = ["estimate", "what is random", "reported standard error over the true one"]
     return _markdown(header, rows)
 
@@ -112,16 +115,23 @@ def _ratio(values: Sequence[float]) -> str:
 
 
 def _structures(stages: Stages) -> str:
-    trained = stages["trained"]
-    kinds = list(trained["structures"])
-    parameters = trained["costs"]["diagonal"]["numbers"]
+    stages = {name: s for name, s in stages.items() if "structures" in s}
+    costs, kinds = _of(stages, "costs"), list(_of(stages, "structures"))
     rows = []
     for name in STRUCTURES:
-        cost = trained["costs"][name]
         cells = [" / ".join(_share(s["structures"][kind][name]) for s in stages.values())
                  for kind in kinds]  # fmt: skip
-        rows.append([name, f"{cost['numbers'] / parameters:,.1f}", f"{cost['ratio']:.1f}", *cells])
-    return _markdown(["structure", "numbers per parameter", "cost", *kinds], rows)
+        rows.append([name, _cost(costs, name), *cells])
+    return _markdown(["structure", "cost", *kinds], rows)
+
+
+def _of(stages: Stages, part: str) -> Row:
+    """What was measured at one stage only."""
+    return next((s[part] for s in stages.values() if part in s), {})
+
+
+def _cost(costs: Row, name: str) -> str:
+    return f"{costs[name]['ratio']:.1f}" if name in costs else "–"
 
 
 def _share(found: Row) -> str:
