@@ -86,8 +86,9 @@ def estimate(
         draws: Label draws per example for ``"mc"``. Default: 1.
         sampling: What a draw of ``"mc"`` is: ``"labels"`` of the model, or ``"signs"``,
             random signs on the root of the Fisher of its outputs; both are unbiased. Signs
-            vary several times less for output heads and tied embeddings, about equally
-            elsewhere (``docs/fisher.md``). Default: ``"labels"``.
+            vary less the surer the model is of its labels, most of all for heads and tied
+            embeddings; equally for near-uniform predictions (``docs/fisher.md``).
+            Default: ``"labels"``.
         seed: Keys drawn labels by (seed, example id, position). Default: 0.
         batch_size: Examples per pass. Default: ``None``, packs to 4096 tokens. It does not
             change the result beyond rounding.
