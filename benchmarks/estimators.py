@@ -43,7 +43,7 @@ def measure(
     save: Callable[[], None],
     *,
     quick: bool,
-    first: bool,
+    last: bool,
 ) -> None:
     """Fill in what is not known yet about the model as it is now.
 
@@ -53,7 +53,7 @@ def measure(
         known: Part to figures, added to.
         save: Called after each part.
         quick: Take few rows and repeats.
-        first: Whether this is the first stage.
+        last: Also measure what one stage is enough for.
     """
     held_out = text.held_out[TASK]
     data = subject.rows(held_out, 2 if quick else ROWS, 1)
@@ -104,11 +104,9 @@ def measure(
         **{name: one(name) for name in estimates.ESTIMATES},
         "structures": kept,
     }
-    if first:  # what a pass costs does not depend on the weights
-        rows = subject.rows(held_out, 4 if quick else 48, 3)
-        parts["costs"] = lambda: costs.costs(model, rows, 2 if quick else 3)
-    else:
-        parts["fresh"] = fresh
+    if last:
+        rows = subject.rows(held_out, 4 if quick else 64, 3)
+        parts |= {"fresh": fresh, "costs": lambda: costs.costs(model, rows, 2 if quick else 5)}
     for name, part in parts.items():
         if name not in known:
             print(f"  {name}", file=sys.stderr, flush=True)
@@ -139,7 +137,8 @@ def main() -> None:
             done = steps
             print(f"{stage}: after {steps} steps", file=sys.stderr, flush=True)
             known = stages.setdefault(stage, {"steps": steps})
-            measure(model, text, known, save, quick=args.quick, first=not number)
+            last = steps == max(STAGES.values())
+            measure(model, text, known, save, quick=args.quick, last=last)
     if args.quick:
         print(page.tables(stages))
     else:
