@@ -76,9 +76,9 @@ def _estimates(stages: Stages) -> str:
     costs = _of(stages, "costs")
     columns: dict[str, Callable[[Row], str]] = {
         "trace: bias %": _signed,
-        "sd %": lambda row: _sd(row, lambda r: r["trace_sd"][0], "theory_trace_sd"),
+        "trace: sd %": lambda row: _sd(row, lambda r: r["trace_sd"][0], "theory_trace_sd"),
         "diagonal: bias %": _off,
-        "sd % ": lambda row: _sd(row, lambda r: r["diagonal_sd"], "theory_diagonal_sd"),
+        "diagonal: sd %": lambda row: _sd(row, lambda r: r["diagonal_sd"], "theory_diagonal_sd"),
         "element: sd %": lambda row: _sd(row, lambda r: r["element_sd"], "theory_element_sd"),
         "Spearman": lambda row: f"{row['spearman']:.2f}",
     }
@@ -121,8 +121,10 @@ def _structures(stages: Stages) -> str:
     for name in STRUCTURES:
         cells = [" / ".join(_share(s["structures"][kind][name]) for s in stages.values())
                  for kind in kinds]  # fmt: skip
-        rows.append([name, _cost(costs, name), *cells])
-    return _markdown(["structure", "cost", *kinds], rows)
+        kept = f"{costs[name]['numbers']:,}" if name in costs else "–"
+        rows.append([name, kept, _cost(costs, name), *cells])
+    header = ["structure", "numbers kept", "cost", *(f"{kind}, %" for kind in kinds)]
+    return _markdown(header, rows)
 
 
 def _of(stages: Stages, part: str) -> Row:
