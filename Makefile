@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 STAMP = .venv/.installed
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow studies lint clean
 
 demo: $(STAMP)
 	$(BIN)/fisherscope demo --out runs/demo
@@ -12,6 +12,10 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# Which Fisher to choose: rewrites benchmarks/results/estimators.json and docs/fisher.md.
+studies: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/estimators.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

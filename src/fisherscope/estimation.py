@@ -85,8 +85,10 @@ def estimate(
             ``"regression"`` (unit variance). Default: ``"auto"``, from the model's class.
         draws: Label draws per example for ``"mc"``. Default: 1.
         sampling: What a draw of ``"mc"`` is: ``"labels"`` of the model, or ``"signs"``,
-            random signs on the root of the Fisher of its outputs; both are unbiased, which
-            varies less is measured in ``docs/fisher.md``. Default: ``"labels"``.
+            random signs on the root of the Fisher of its outputs; both are unbiased. Signs
+            vary less the surer the model is of its labels, most of all for heads and tied
+            embeddings; equally for near-uniform predictions (``docs/fisher.md``).
+            Default: ``"labels"``.
         seed: Keys drawn labels by (seed, example id, position). Default: 0.
         batch_size: Examples per pass. Default: ``None``, packs to 4096 tokens. It does not
             change the result beyond rounding.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import singledispatch
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Accumulator", "accumulator", "outline"]
 
 
+@singledispatch
 def accumulator(
     spec: specs.Spec,
     parameters: Mapping[str, nn.Parameter],
@@ -31,7 +33,9 @@ def accumulator(
     unit: str,
     basis: KFACFisher | None = None,
 ) -> Accumulator:
-    """The sums that a structure keeps.
+    """Make the empty sums that a structure keeps.
+
+    Each structure registers its own under the class of its spec.
 
     Args:
         spec: The structure.
@@ -40,22 +44,38 @@ def accumulator(
         unit: The unit.
         basis: KFAC whose eigenvectors an EKFAC uses. Default: ``None``.
 
-    Returns:
-        Empty sums.
-
     Raises:
-        ParameterError: If an EKFAC comes without a basis, or the structure has no sums.
+        ParameterError: If the structure has registered none, or an EKFAC comes without a basis.
     """
-    if isinstance(spec, specs.Diagonal | specs.Grouped):
-        grouped = isinstance(spec, specs.Grouped)
-        return SquaresAccumulator(parameters, coverage, grouped, unit)
-    if isinstance(spec, specs.Block | specs.Dense):
-        return DenseAccumulator(parameters, coverage, _blocks(spec, parameters))
-    if isinstance(spec, specs.KFAC):
-        return FactorAccumulator(parameters, coverage, unit, spec.sharing, spec.bias, spec.widest)
-    if isinstance(spec, specs.EKFAC) and basis is not None:
-        return EigenAccumulator(parameters, coverage, unit, basis.layout, basis.eigenbasis())
-    raise ParameterError(f"structure={str(spec)!r} needs the eigenbasis of a KFAC")
+    del parameters, coverage, unit, basis
+    raise ParameterError(f"structure={str(spec)!r} has no accumulator; register one")
+
+
+@accumulator.register(specs.Diagonal)
+@accumulator.register(specs.Grouped)
+def _squares(spec, parameters, coverage, unit, basis=None) -> Accumulator:
+    del basis
+    return SquaresAccumulator(parameters, coverage, isinstance(spec, specs.Grouped), unit)
+
+
+@accumulator.register(specs.Block)
+@accumulator.register(specs.Dense)
+def _matrices(spec, parameters, coverage, unit, basis=None) -> Accumulator:
+    del unit, basis
+    return DenseAccumulator(parameters, coverage, _blocks(spec, parameters))
+
+
+@accumulator.register(specs.KFAC)
+def _factors(spec, parameters, coverage, unit, basis=None) -> Accumulator:
+    del basis
+    return FactorAccumulator(parameters, coverage, unit, spec.sharing, spec.bias, spec.widest)
+
+
+@accumulator.register(specs.EKFAC)
+def _eigenvalues(spec, parameters, coverage, unit, basis=None) -> Accumulator:
+    if basis is None:
+        raise ParameterError(f"structure={str(spec)!r} needs the eigenbasis of a KFAC")
+    return EigenAccumulator(parameters, coverage, unit, basis.layout, basis.eigenbasis())
 
 
 def outline(
