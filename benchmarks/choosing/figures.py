@@ -120,9 +120,10 @@ def estimators(stages: Stages) -> plt.Figure:
         axis.set_xlabel("backward passes over the data")
     axes[0].set_ylabel("‖estimate − Fisher‖ / ‖Fisher‖, diagonal")
     for axis in axes:
-        axis.margins(x=0.3, y=0.12)
+        axis.margins(y=0.12)
+        axis.set_xlim(0.28, 45)
         steps = (0.1, 0.2, 0.5, 1, 2, 4, 8, 16)
-        for scale, ticks in ((axis.xaxis, steps), (axis.yaxis, steps[:5])):
+        for scale, ticks in ((axis.xaxis, steps[3:]), (axis.yaxis, steps[:5])):
             scale.set_major_locator(FixedLocator(ticks))
             scale.set_minor_locator(NullLocator())
             scale.set_major_formatter("{x:g}")
