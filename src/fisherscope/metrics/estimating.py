@@ -140,10 +140,10 @@ def estimate_tasks(
         found = name in store
         there = ": there already" if found else ""
         say(f"Fisher of {name} ({number} of {len(tasks)}){there}")
+        start = time.perf_counter()
         if not found:
-            start = time.perf_counter()
             _estimate(model, name, examples, config, store, progress)
-            seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start
         done[name] = Estimated(store[name], None if found else seconds)
     return done
 

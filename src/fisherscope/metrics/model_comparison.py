@@ -66,9 +66,10 @@ class ModelComparison(Result):
         Returns:
             One sentence per task, model and quantity that has an interval.
         """
-        resolved = self.table["outcome"].isin(["higher", "lower"])
-        told = pd.concat([self.table[resolved], self.table[self.table["outcome"] == "unresolved"]])
-        return [_sentence(row, self.reference) for row in told.to_dict(orient="records")]
+        rows: list[Row] = self.table.to_dict(orient="records")  # type: ignore[assignment]
+        told = [row for row in rows if row["outcome"] in {"higher", "lower", "unresolved"}]
+        told.sort(key=lambda row: row["outcome"] == "unresolved")
+        return [_sentence(row, self.reference) for row in told]
 
 
 def compare_models(analyses: Mapping[str, ModelAnalysis], *, seed: int = 0) -> ModelComparison:
@@ -137,15 +138,16 @@ class _Pair:
         draws = [_resampled(loss, seed) for loss, seed in zip(self.losses, self.seeds, strict=True)]
         unit = "nats per token"
         yield self._row("loss", loss_a.value, loss_b.value, draws[1] - draws[0], unit)
-        traces = [fisher.trace() for fisher in self.fishers]
+        trace_a, trace_b = (fisher.trace() for fisher in self.fishers)
         logs = [
             _log2(fisher.bootstrap(np.sum, RESAMPLES, seed))
             for fisher, seed in zip(self.fishers, self.seeds, strict=True)
         ]
         unit = f"per {self.fishers[0].identity.unit}"
-        yield self._row("trace", *traces, logs[1] - logs[0], unit, ratio=True)
+        yield self._row("trace", trace_a, trace_b, logs[1] - logs[0], unit, ratio=True)
         for key in ("top1_mass", "participation"):
-            yield self._described(key, *(self._task(a)[key] for a in self.analyses))
+            one, other = (self._task(analysis)[key] for analysis in self.analyses)
+            yield self._described(key, one, other)
         yield from self._damage()
 
     def ratios(self) -> tuple[list[Row], list[Row]]:
@@ -242,8 +244,8 @@ def _damages(found: Damage, by: str) -> TaskLoss | None:
         return None
     return TaskLoss(
         ids=tuple(rows["example"]),
-        sums=rows["measured"].to_numpy(dtype=float),
-        tokens=rows["tokens"].to_numpy(),
+        sums=np.asarray(rows["measured"], dtype=float),
+        tokens=np.asarray(rows["tokens"]),
     )
 
 

@@ -172,8 +172,16 @@ def build(results: Mapping[str, Any]) -> ChangesData | None:
         }
         if numbers["low"] is None or numbers["high"] is None or numbers["change"] is None:
             continue
-        words = {key: str(row.get(key) or "") for key in ("task", "model", "quantity", "unit")}
-        rows.append(Change(**words, **numbers, outcome=str(row.get("outcome") or "")))
+        rows.append(
+            Change(
+                task=str(row.get("task")),
+                model=str(row.get("model")),
+                quantity=str(row.get("quantity")),
+                unit=str(row.get("unit") or ""),
+                outcome=str(row.get("outcome") or ""),
+                **numbers,
+            )
+        )
     order = {"loss": 0, "trace": 1, "damage": 2}
     rows.sort(key=lambda row: order.get(row.kind, 3))
     models = tuple(dict.fromkeys(row.model for row in rows))
@@ -216,7 +224,8 @@ def _dots(
         at = data.models.index(row.model) - (len(data.models) - 1) / 2
         y = places.index(row.place) + at * spread
         color = looks[row.model].color
-        axes.plot([row.low, row.high], [y, y], color=color, linewidth=1.8, zorder=2)
+        ends = [row.low or 0.0, row.high or 0.0]  # both known, or it would not be here
+        axes.plot(ends, [y, y], color=color, linewidth=1.8, zorder=2)
         xs.append(row.change)
         ys.append(y)
         fills.append(color if row.outcome in _RESOLVED else palette.CARD)

@@ -159,8 +159,15 @@ def build(results: Mapping[str, Any]) -> MovedData | None:
     for row in results.get("modules") or []:
         layer = text.number(row.get("layer"))
         numbers = {key: text.number(row.get(key)) for key in ("log2_ratio", "low", "high")}
-        words = {key: str(row.get(key) or "") for key in ("task", "model", "module")}
-        cells.append(Moved(**words, layer=None if layer is None else int(layer), **numbers))
+        cells.append(
+            Moved(
+                task=str(row.get("task")),
+                model=str(row.get("model")),
+                layer=None if layer is None else int(layer),
+                module=str(row.get("module")),
+                **numbers,
+            )
+        )
     if not cells:
         return None
     panels = tuple(dict.fromkeys((cell.model, cell.task) for cell in cells))
