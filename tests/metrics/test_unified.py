@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fisherscope import BombshellMetrics, FisherConfig, ModularityMetrics, UnifiedModelAnalyzer
+from fisherscope.errors import ParameterError
 from fisherscope.metrics import DamageConfig
 
 
@@ -67,3 +68,13 @@ def test_what_is_not_asked_for_is_not_computed(room):
         assert one.damages == {}
     assert found.comparison is not None
     assert not found.comparison.table["quantity"].str.startswith("damage").any()
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 2.0])
+def test_a_sparsity_that_prunes_everything_is_refused_at_once(room, sparsity):
+    # Would catch: an analysis that estimates everything and then leaves its overlaps out.
+    model, tasks = room
+    analyzer = UnifiedModelAnalyzer()
+    with pytest.raises(ParameterError, match=f"sparsity={sparsity}"):
+        analyzer.analyze(model, tasks, sparsity=sparsity, progress=False)
+    assert not analyzer.store

@@ -189,6 +189,56 @@ def test_singular_fishers_move_nothing_for_nothing(case):
         np.testing.assert_allclose(flat(merged.model), expected, atol=1e-8)
 
 
+# Would catch: a floor that reaches the products but not the directions that are searched.
+@pytest.mark.parametrize("case", ["block", "kfac joint", "kfac shared"])
+def test_a_floor_gives_every_direction_a_say(case):
+    rng = np.random.default_rng(0)
+    models, fishers = pair(case)
+    fishers = [deficient(f, 2, rng) for f in fishers]
+    merged = merge(models, fishers, floor=0.3, normalize=False)
+    terms = [matrix(f) for f in fishers]
+    terms = [t + 0.3 * t.diagonal().mean() * np.eye(len(t)) for t in terms]
+    pull = sum(t @ flat(m) for t, m in zip(terms, models, strict=True))
+    np.testing.assert_allclose(flat(merged.model), np.linalg.solve(sum(terms), pull), atol=1e-6)
+    assert merged.table.fallback.max() == 0
+
+
+# Would catch: conjugate gradients without a preconditioner (1000 iterations, a residual of 1e-5,
+# weights 1500 away), and ones that search directions below the rounding of float32 sums (none:
+# the mean, which costs twice as much).
+def test_three_estimated_kfacs_that_know_few_directions_in_float32():
+    g = torch.Generator().manual_seed(0)
+    mix = torch.randn(6, 24, generator=g)
+    models, fishers = [], []
+    for seed in range(3):
+        scales = torch.logspace(0, -2, 6)[torch.randperm(6, generator=g)]
+        x = (torch.randn(80, 6, generator=g) * scales) @ mix
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            models.append(nn.Linear(24, 5))
+        data = x, torch.randint(5, (80,), generator=g)
+        options = {"structure": "kfac", "fisher_type": "type-2", "progress": False}
+        fishers.append(fs.estimate(models[-1], data, **options))
+    merged = merge(models, fishers)
+    assert merged.outcome == "solved"
+    assert 1 < merged.table.iterations.max() < 30
+    assert merged.table.fallback.min() > 0
+    # The least costly of all, by float64 algebra within what float32 sums resolve.
+    terms = [t / np.linalg.norm(t) for t in map(matrix, fishers)]
+    thetas = [flat(m) for m in models]
+    mean = sum(thetas) / 3
+    pull = sum(t @ (theta - mean) for t, theta in zip(terms, thetas, strict=True))
+    best = mean + np.linalg.pinv(sum(terms), rcond=1e-6, hermitian=True) @ pull
+
+    def cost(x):
+        return sum((x - th) @ t @ (x - th) for t, th in zip(terms, thetas, strict=True))
+
+    found = flat(merged.model)
+    assert cost(found) == pytest.approx(cost(best), rel=1e-4)
+    assert cost(found) < 0.6 * cost(mean)
+    assert np.linalg.norm(found - mean) == pytest.approx(np.linalg.norm(best - mean), rel=0.05)
+
+
 def diagonal(model, values):
     """A diagonal Fisher of one example with given entries."""
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
@@ -209,9 +259,10 @@ def test_tiny_fishers_weigh_as_much_as_large_ones(size, normalize):
 
 
 # Would catch: one weight for a whole tensor, and a name found inside of another.
-def test_every_element_has_its_own_weight_under_its_whole_name():
+@pytest.mark.parametrize("names", [("fc_weight", "big_fc_weight"), ("big_fc_weight", "fc_weight")])
+def test_every_element_has_its_own_weight_under_its_whole_name(names):
     def net(value):
-        return Bag({"fc_weight": torch.full((2,), value), "big_fc_weight": torch.full((2,), value)})
+        return Bag({name: torch.full((2,), value) for name in names})
 
     one, two = net(1.0), net(0.0)
     fishers = [

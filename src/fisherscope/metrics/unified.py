@@ -106,7 +106,7 @@ class UnifiedModelAnalyzer:
             Each model's results and the comparison between models.
 
         Raises:
-            ParameterError: If there is no model.
+            ParameterError: If there is no model, or ``sparsity`` is not in [0, 1).
             TaskError: If there is no task.
             DataError: If a task has fewer than two examples: ceilings and bands need two
                 halves. A store that holds other Fishers under these keys is a
@@ -116,6 +116,8 @@ class UnifiedModelAnalyzer:
         named = dict(models) if several else {ONE: models}
         if not named:
             raise ParameterError("models is empty; give at least one model")
+        if not 0 <= sparsity < 1:
+            raise ParameterError(f"sparsity={sparsity!r} must be at least 0 and below 1")
         if not tasks:
             raise TaskError("tasks is empty; give at least one task, as {name: data}")
         examples = {
