@@ -8,6 +8,7 @@ import torch
 
 from analysis.builders import draw, fisher_of, like, model
 from fisherscope.analysis import importance
+from fisherscope.engine.fingerprint import model_fingerprint
 from fisherscope.errors import ParameterError
 from structures.matrices import explicit, make
 
@@ -113,7 +114,7 @@ def test_a_grouped_fisher_gives_the_same_aggregates():
 def test_obd_is_half_f_theta_squared():
     # Would catch: a missing half, |theta| for theta squared, weights of the wrong tensor.
     m = model("llama")
-    fisher = fisher_of(like(m))
+    fisher = fisher_of(like(m), model_fingerprint=model_fingerprint(m))
     found = importance(fisher, m, method="obd", normalize=False)
     total = 0.0
     rows = found.to_frame().set_index("tensor")
@@ -185,10 +186,11 @@ def test_the_half_difference_is_an_unbiased_error():
     shapes = {"layers.0.fc.weight": (2, 2)}
     m = torch.nn.Module()
     m.layers = torch.nn.ModuleList([torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2, bias=False)})])
+    own = model_fingerprint(m)
     sums, errors = [], []
     for _ in range(400):
         scores = {name: rng.gamma(4, size=(16, *shape)) for name, shape in shapes.items()}
-        fisher = fisher_of(scores, halves=True)
+        fisher = fisher_of(scores, halves=True, model_fingerprint=own)
         row = importance(fisher, m, per="tensor", method="obd", normalize=False).to_frame().iloc[0]
         a, b = (
             importance(half, m, per="tensor", method="obd", normalize=False).total

@@ -236,3 +236,22 @@ def test_both_classes_are_one_estimate_and_one_store(name):
         metrics.update_fisher_ema(case.model, data, "t")
     one, two = (m.get_bias_corrected_fisher_ema("t") for m in apart)
     assert all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_the_cost_of_removal_needs_the_weights_of_the_fisher():
+    # Catches: a Fisher of one model times the squared weights of another of the same shapes.
+    case, other = models.case("mlp"), models.fresh("mlp").model
+    with torch.no_grad():
+        other.first.weight.add_(0.5)
+    metrics, data = fs.BombshellMetrics(), rows.examples(case.rows)
+    metrics.update_fisher_ema(case.model, data)
+    for ask in (
+        lambda model: metrics.get_fisher_pruning_masks(sparsity=0.5, model=model),
+        lambda model: metrics.compute_fisher_importance(model, method="obd"),
+    ):
+        ask(case.model)
+        with pytest.raises(fs.IdentityError, match="estimated at other weights"):
+            ask(other)
+    # Along a run the Fisher is that of no single model; its end is as good as any.
+    metrics.update_fisher_ema(other, data)
+    assert metrics.get_fisher_pruning_masks(sparsity=0.5, model=other)

@@ -242,7 +242,7 @@ def test_three_estimated_kfacs_that_know_few_directions_in_float32():
 def diagonal(model, values):
     """A diagonal Fisher of one example with given entries."""
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-    sums = {n: torch.tensor(v, dtype=torch.float32).reshape(shapes[n]) for n, v in values.items()}
+    sums = {n: torch.tensor(values[n], dtype=torch.float32).reshape(shapes[n]) for n in shapes}
     identity = {"parameters": shapes, "model_fingerprint": model_fingerprint(model)}
     return make(Case("diagonal"), sums=sums, ids="a", **identity)
 

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fisherscope.errors import NonFiniteError, ParameterError
+from fisherscope.engine.fingerprint import model_fingerprint
+from fisherscope.errors import IdentityError, NonFiniteError, ParameterError
 from fisherscope.structures import BlockwiseFisher, Fisher, GroupedFisher
+from fisherscope.structures.pooled import of_run
 
 _SHOWN = 5
 _INDEX_BITS = np.uint64(32)
@@ -192,6 +194,32 @@ def weights(fisher: Fisher, model: nn.Module | None, wanted: str) -> dict[str, T
     for name, tensor in found.items():
         if not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(f"{name!r} has weights that are NaN or infinite.")
+    return found
+
+
+def own_weights(fisher: Fisher, model: nn.Module | None, wanted: str) -> dict[str, Tensor]:
+    """:func:`weights`, at which the Fisher was estimated.
+
+    Args:
+        fisher: Whose parameters are wanted. One that was followed along a run belongs to no
+            single model, and goes with any of the same parameters.
+        model: The model that the Fisher was estimated on.
+        wanted: What needs them, for the message.
+
+    Returns:
+        Parameter name to detached tensor on the CPU.
+
+    Raises:
+        IdentityError: If the model has other weights by now, or had them all along.
+    """
+    found = weights(fisher, model, wanted)
+    assert model is not None
+    held = fisher.identity.model_fingerprint
+    if not of_run(fisher) and (mine := model_fingerprint(model)) != held:
+        raise IdentityError(
+            f"{wanted}: the Fisher was estimated at other weights: model_fingerprint is {held!r}, "
+            f"that of model= {mine!r}. Pass the model as it was then, or estimate at these weights."
+        )
     return found
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from fisherscope.analysis.access import require_diagonal, squares, weights
+from fisherscope.analysis.access import own_weights, require_diagonal, squares, weights
 from fisherscope.analysis.heads import Head, heads
 from fisherscope.errors import ParameterError
 from fisherscope.naming import addresses, by_layer
@@ -115,8 +115,10 @@ def importance(
         The importances in the model's order.
 
     Raises:
-        ParameterError: If an option is unknown, if ``model`` is missing or another model, if
-            a grouped Fisher is asked for single parameters, or if heads can't be told apart.
+        ParameterError: If an option is unknown, if ``model`` is missing or has other parameters,
+            if a grouped Fisher is asked for single parameters, or if heads can't be told apart.
+            For ``"obd"`` other weights are an ``IdentityError``, unless the Fisher was followed
+            along a run.
 
     Source:
         LeCun, Denker, Solla: Optimal Brain Damage (1989), equation 5, with the Fisher matrix
@@ -128,7 +130,7 @@ def importance(
         raise ParameterError(f"per={per!r} is unknown; use one of {list(get_args(Per))}.")
     if method == "obd" or per in {"parameter", "head"}:
         require_diagonal(fisher, f"importance(method={method!r}, per={per!r})")
-    theta = weights(fisher, model, 'importance(method="obd")') if method == "obd" else None
+    theta = own_weights(fisher, model, 'importance(method="obd")') if method == "obd" else None
 
     keys, members, slices = _aggregates(fisher, model, per)
     sums, total = _sums(fisher, theta, slices, members)

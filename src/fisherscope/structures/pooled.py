@@ -80,6 +80,18 @@ def recent(ema: FisherEMA, mean: Fisher) -> Fisher:
     )
 
 
+def of_run(fisher: Fisher) -> bool:
+    """Whether a Fisher was followed along a run, so that it is that of no single model.
+
+    Args:
+        fisher: Any Fisher.
+
+    Returns:
+        Whether :func:`pool` has seen more than one model.
+    """
+    return fisher.identity.model_fingerprint.startswith(_RUN)
+
+
 def _sequence(mine: str, theirs: str) -> str:
     if mine == theirs:
         return mine

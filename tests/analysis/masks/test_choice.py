@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from analysis.builders import draw, fisher_of, like, model
 from fisherscope.analysis import masks
+from fisherscope.engine.fingerprint import model_fingerprint
 from fisherscope.errors import ParameterError
 from structures.matrices import explicit, make
 
@@ -48,7 +49,7 @@ def test_ties_keep_the_lower_index():
 def test_scores_against_brute_force(method):
     # Would catch: obd without the square, magnitude with the sign, one method for another.
     m = model("llama")
-    fisher = fisher_of(like(m))
+    fisher = fisher_of(like(m), model_fingerprint=model_fingerprint(m))
     found = masks(fisher, 0.7, model=m, method=method)
     theta = {n: p.detach().double().numpy() for n, p in m.named_parameters()}
     f = {n: d.double().numpy() for n, d in fisher.diagonal().items()}

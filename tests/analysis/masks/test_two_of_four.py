@@ -7,6 +7,7 @@ from torch import nn
 
 from analysis.builders import fisher_of, like, model
 from fisherscope.analysis import masks
+from fisherscope.engine.fingerprint import model_fingerprint
 from fisherscope.errors import ParameterError
 
 
@@ -22,7 +23,7 @@ def test_the_best_two_of_each_four_inputs_stay(family, method):
     # Would catch: fours along the outputs (Conv1D), or four rows; the worst two kept. The oracle
     # tries all six choices.
     m = model(family)
-    fisher = fisher_of(like(m, 1))
+    fisher = fisher_of(like(m, 1), model_fingerprint=model_fingerprint(m))
     found = masks(fisher, 0.5, model=m, structure="2:4", method=method)
     assert set(found) == set(masks(fisher, 0.5, model=m))
     for name, mask in found.items():

@@ -10,6 +10,7 @@ from torch import nn
 
 from analysis.builders import fisher_of, inputs, like, model
 from fisherscope.analysis import masks
+from fisherscope.engine.fingerprint import model_fingerprint
 from fisherscope.errors import ParameterError
 
 # Every projection that reads heads or hidden units, and which projections write them.
@@ -103,7 +104,7 @@ def _gone(m, path, found):
 
 
 def _fisher(m, seed=0):
-    return fisher_of(like(m, 1, seed=seed))
+    return fisher_of(like(m, 1, seed=seed), model_fingerprint=model_fingerprint(m))
 
 
 @pytest.mark.parametrize(("structure", "family"), CASES)

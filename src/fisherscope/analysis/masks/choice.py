@@ -89,10 +89,11 @@ def masks(
 
     Raises:
         ParameterError: If an option is unknown or out of range, if a pattern matches no
-            parameter, if everything is protected, if ``model`` is missing or another model,
-            if a grouped Fisher is to score single parameters, if heads or hidden units can't
-            be told apart or some of their slices are not among the Fisher's parameters, or if
-            a tensor has no fours of inputs.
+            parameter, if everything is protected, if ``model`` is missing or has other
+            parameters (for ``"obd"`` other weights are an ``IdentityError``, unless the Fisher was
+            followed along a run), if a grouped Fisher is to score single parameters, if heads or
+            hidden units can't be told apart or some of their slices are not among the Fisher's
+            parameters, or if a tensor has no fours of inputs.
 
     Source:
         LeCun, Denker, Solla: Optimal Brain Damage (1989), equation 5, for ``"obd"``. Mishra et

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fisherscope.analysis.access import require_diagonal, squares, weights
+from fisherscope.analysis.access import own_weights, require_diagonal, squares, weights
 from fisherscope.structures import Fisher
 
 Method = Literal["fisher", "obd", "magnitude", "random"]
@@ -30,8 +30,8 @@ def additive(fisher: Fisher, model: nn.Module | None, method: Method) -> Callabl
         A function from parameter name to non-negative tensor of the parameter's shape.
 
     Raises:
-        ParameterError: If the Fisher has no diagonal, or if ``model`` is missing or another
-            model.
+        ParameterError: If the Fisher has no diagonal, or if ``model`` is missing or has other
+            parameters; for ``"obd"`` other weights are an ``IdentityError``.
     """  # noqa: DOC502 (raised by callees)
     wanted = f'masks(method="{method}")'
     if method == "magnitude":
@@ -41,7 +41,7 @@ def additive(fisher: Fisher, model: nn.Module | None, method: Method) -> Callabl
     sums = squares(fisher)
     if method == "fisher":
         return sums.__getitem__
-    theta = weights(fisher, model, wanted)
+    theta = own_weights(fisher, model, wanted)
     return lambda name: sums[name].double() * theta[name].double().square() / 2
 
 
