@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
 import torch
-from proving.subject import Subject
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fisherscope as fs
+from proving.subject import Subject
 
 # Of the demo's model only this matrix is uncertain; of each row only so many tokens are asked.
 UNCERTAIN = "model.layers.3.mlp.down_proj.weight"
@@ -47,9 +46,7 @@ def study(subject: Subject) -> dict[str, Any]:
         )
         _report(f"instruct, {task}", found, lines, cases)
     classifier, seen, validation, test = _classifier(subject)
-    fisher = fs.estimate(
-        classifier, seen, structure="kfac", fisher_type="type-2", progress=False
-    )
+    fisher = fs.estimate(classifier, seen, structure="kfac", fisher_type="type-2", progress=False)
     found = fs.uncertainty(classifier, fisher, test, calibration_batch=validation)
     _report("task from 8 tokens", found, lines, cases)
     return {"lines": lines, "cases": cases}

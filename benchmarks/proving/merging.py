@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from proving.subject import Losses, Sizes, Subject, losses, paired
 from transformers import LlamaForCausalLM
 
 import fisherscope as fs
 from fisherscope.data import read_jsonl
-from fisherscope.demo import build as recipe
+from fisherscope.demo.build import LESSON_ROWS, TUNING_RATE, WINDOW
 from fisherscope.demo.corpora import read_corpora
 from fisherscope.demo.training import Draw, Schedule, row_batches, text_batches, train
+from proving.subject import Losses, Sizes, Subject, losses, paired
 
 TASKS = ("code", "qa")
 CODE_WINDOWS = 5  # About as many tokens as the sixteen answers of the other task.
@@ -64,7 +64,7 @@ def study(subject: Subject, sizes: Sizes) -> dict[str, Any]:
         copies = []
         for task in TASKS:
             tuned = copy.deepcopy(base)
-            schedule = Schedule(steps=sizes.steps, peak=recipe.TUNING_RATE)
+            schedule = Schedule(steps=sizes.steps, peak=TUNING_RATE)
             train(tuned, draws[task](), schedule, seed=seed, label=f"{task}, seed {seed}")
             copies.append(tuned)
             found = {t: losses(tuned, rows) for t, rows in held_out.items()}
@@ -81,9 +81,9 @@ def study(subject: Subject, sizes: Sizes) -> dict[str, Any]:
         }  # fmt: skip
         for label, (structure, options) in _ways(base).items():
             merged = fs.merge(copies, fishers[structure], **options)
-            measured.setdefault(label, []).append(
-                {t: losses(merged.model, rows) for t, rows in held_out.items()}
-            )
+            measured.setdefault(label, []).append({
+                t: losses(merged.model, rows) for t, rows in held_out.items()
+            })
             per_token = [f.n_units / f.n_tokens for f in fishers[structure]]
             predicted.setdefault(label, []).append(
                 tuple(c * k for c, k in zip(merged.costs, per_token, strict=True))
@@ -127,11 +127,11 @@ def _training(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lessons.jsonl"
         path.write_text("".join(f"{json.dumps(row)}\n" for row in corpora.lessons), "utf-8")
-        lessons = read_jsonl(path, tokenizer, max_length=recipe.WINDOW)
-    windows = text_batches(tokenizer, [(corpora.documents["code"], CODE_WINDOWS)], recipe.WINDOW)
+        lessons = read_jsonl(path, tokenizer, max_length=WINDOW)
+    windows = text_batches(tokenizer, [(corpora.documents["code"], CODE_WINDOWS)], WINDOW)
     draws: dict[str, Callable[[], Draw]] = {
         "code": lambda: windows,
-        "qa": lambda: row_batches(lessons, recipe.LESSON_ROWS),
+        "qa": lambda: row_batches(lessons, LESSON_ROWS),
     }
     generator = torch.Generator().manual_seed(len(TASKS))
     drawn = [windows(generator) for _ in range(FISHER_ROWS // CODE_WINDOWS)]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from proving.subject import Losses, Subject, losses, paired
-
 import fisherscope as fs
 from fisherscope.analysis.masks import Method
+from proving.subject import Losses, Subject, losses, paired
 
 METHODS = ("obd", "fisher", "magnitude", "random")
 assert set(METHODS) == set(get_args(Method))

@@ -17,9 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 import fisherscope as fs
 from fisherscope.data import batches, collate, halves, read_jsonl
 from fisherscope.demo import DemoArtifacts, build
-
-# The models were trained on windows of this many tokens; further out they know nothing.
-WINDOW = 128
+from fisherscope.demo.build import WINDOW
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,7 @@ class Subject:
         """Of each task two disjoint halves of held-out rows: one to choose by, one to measure."""
         found = {}
         for task, path in self.demo.tasks.items():
+            # Beyond the windows that they were trained on the models know nothing.
             examples = read_jsonl(path, self.tokenizer, max_length=WINDOW)
             first, second = halves(examples)
             found[task] = first[: self.rows], second[: self.rows]
