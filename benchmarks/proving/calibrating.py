@@ -15,8 +15,8 @@ from proving.subject import Subject
 # Of the demo's model only this matrix is uncertain; of each row only so many tokens are asked.
 UNCERTAIN = "model.layers.3.mlp.down_proj.weight"
 ASKED = 4
-# The classifier guesses the task from so many tokens and has seen few rows for too long.
-TOKENS, SEEN, EPOCHS = 8, 20, 300
+# The classifier guesses the task from so many tokens; a fifth of the rows for too long is too few.
+TOKENS, SEEN, EPOCHS = 8, 0.2, 300
 KINDS = ("laplace", "temperature_scaling")
 MEASURES = ("nll", "brier", "ece")
 
@@ -104,9 +104,10 @@ def _classifier(subject: Subject) -> tuple[nn.Linear, Rows, Rows, Rows]:
     table = subject.model("base").get_input_embeddings().weight.detach()
     parts: tuple[list[list[Tensor]], ...] = ([], [], [])
     for first, second in subject.tasks.values():
+        cut = round(SEEN * len(first))
         features = [torch.stack([_feature(table, e) for e in half]) for half in (first, second)]
         for part, rows in zip(
-            parts, (features[0][:SEEN], features[0][SEEN:], features[1]), strict=True
+            parts, (features[0][:cut], features[0][cut:], features[1]), strict=True
         ):
             part.append(rows)
     seen, validation, test = (
