@@ -11,6 +11,7 @@ import table
 from proving import figures
 
 Line = dict[str, Any]
+PLOT = "pruning.png"
 
 
 def write(docs: Path, known: dict[str, Any]) -> None:
@@ -20,7 +21,7 @@ def write(docs: Path, known: dict[str, Any]) -> None:
             marks = (f"<!-- {name}: begin -->", f"<!-- {name}: end -->")
             table.write(docs / "evidence.md", render(known[name]) + "\n", marks)
     if "pruning" in known:
-        figures.draw(known["pruning"]["lines"], docs / "images" / "pruning.png")
+        figures.draw(known["pruning"]["lines"], docs / "images" / PLOT)
 
 
 def _interval(found: dict[str, float]) -> str:
@@ -74,7 +75,7 @@ def _pruning(study: dict[str, Any]) -> str:
         said[-1] += f" Less than the bare Fisher in {bare}."
     counts = {task: f"{by} + {on}" for task, (by, on) in study["rows"].items()}
     return (
-        f"{table.markdown(header, rows)}\n\n"
+        f"![Loss increase over sparsity](images/{PLOT})\n\n{table.markdown(header, rows)}\n\n"
         + "\n".join(f"- {one}" for one in said)
         + f"\n\nRows to choose by + to measure on: {_each(counts)}. {_made(study)}"
     )
