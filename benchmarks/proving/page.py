@@ -103,7 +103,7 @@ def _merging(study: dict[str, Any]) -> str:
             difference,
             "–" if is_mean else spread,
         ])
-    header = ["", *(f"loss, {t}" for t in tasks), "mean", "less the plain mean", "over seeds"]
+    header = ["", *(f"loss, {t}" for t in tasks), "mean", "minus the plain mean", "each seed's"]
     costs = [
         [
             line["way"],
