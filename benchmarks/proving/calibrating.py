@@ -13,7 +13,7 @@ import fisherscope as fs
 from proving.subject import Subject
 
 # Of the demo's model only this matrix is uncertain; of each row only so many tokens are asked.
-UNCERTAIN = "model.layers.3.mlp.down_proj.weight"
+UNCERTAIN = "model.layers.3.self_attn.o_proj.weight"
 ASKED = 4
 # The classifier guesses the task from so many tokens; a fifth of the rows for too long is too few.
 TOKENS, SEEN, EPOCHS = 8, 0.2, 300
