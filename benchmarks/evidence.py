@@ -28,7 +28,7 @@ from proving.subject import Sizes, Subject
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "evidence.json"
 STUDIES = ("pruning", "merging", "calibrating")
-FULL, QUICK = Sizes(rows=100, seeds=3, steps=120), Sizes(rows=8, seeds=1, steps=3)
+FULL, QUICK = Sizes(rows=50, seeds=3, steps=80), Sizes(rows=10, seeds=1, steps=3)
 
 
 def main() -> None:
