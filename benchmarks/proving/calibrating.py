@@ -12,9 +12,10 @@ from torch.nn import functional as F
 import fisherscope as fs
 from proving.subject import Subject
 
-# Of the demo's model only this matrix is uncertain; of each row only so many tokens are asked.
+# Of the demo's model only this matrix is uncertain; of each row only so many tokens are asked, of
+# each token so many likely ones are told apart.
 UNCERTAIN = "model.layers.3.self_attn.o_proj.weight"
-ASKED = 4
+ASKED, CANDIDATES = 3, 4
 # The classifier guesses the task from so many tokens; a fifth of the rows for too long is too few.
 TOKENS, SEEN, EPOCHS = 8, 0.2, 300
 KINDS = ("laplace", "temperature_scaling")
@@ -42,7 +43,11 @@ def study(subject: Subject) -> dict[str, Any]:
             progress=False,
         )
         found = fs.uncertainty(
-            model, fisher, _asked(second), calibration_batch=_asked(first[third:])
+            model,
+            fisher,
+            _asked(second),
+            calibration_batch=_asked(first[third:]),
+            candidates=CANDIDATES,
         )
         _report(f"instruct, {task}", found, lines, cases)
     classifier, seen, validation, test = _classifier(subject)

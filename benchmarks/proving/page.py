@@ -69,10 +69,11 @@ def _pruning(study: dict[str, Any]) -> str:
             f"Of {len(of_it)} comparisons with magnitude over {structure}s (model, task, sparsity) "
             f"OBD costs less in {below}, more in {above}, unresolved in {open_ones}"
         )
-        beaten = sum(_value(one, "obd") < _value(one, "random") for one in of_it)
-        said[-1] += f"; less than random in {beaten}."
-        bare = sum(_value(one, "obd") < _value(one, "fisher") for one in of_it)
-        said[-1] += f" Less than the bare Fisher in {bare}."
+        for other, name in (("random", "random"), ("fisher", "the bare Fisher")):
+            pairs = [(_value(one, "obd"), _value(one, other)) for one in of_it]
+            less, equal = sum(a < b for a, b in pairs), sum(a == b for a, b in pairs)
+            said[-1] += f"; point estimates below {name} in {less}, equal in {equal}"
+        said[-1] += "."
     counts = {task: f"{by} + {on}" for task, (by, on) in study["rows"].items()}
     return (
         f"![Loss increase over sparsity](images/{PLOT})\n\n{table.markdown(header, rows)}\n\n"
