@@ -74,6 +74,13 @@ def _pruning(study: dict[str, Any]) -> str:
             less, equal = sum(a < b for a, b in pairs), sum(a == b for a, b in pairs)
             said[-1] += f"; point estimates below {name} in {less}, equal in {equal}"
         said[-1] += "."
+    fallen = [
+        f"{one['model']} on {one['task']}, {one['sparsity']:.0%} of {one['structure']}s"
+        for one in lines
+        if one["task"] != "mean" and one["increase"]["obd"]["high"] < 0
+    ]
+    if fallen:
+        said.append(f"Removal by OBD lowers the loss, interval below zero: {'; '.join(fallen)}.")
     counts = {task: f"{by} + {on}" for task, (by, on) in study["rows"].items()}
     return (
         f"![Loss increase over sparsity](images/{PLOT})\n\n{table.markdown(header, rows)}\n\n"
