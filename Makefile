@@ -13,9 +13,11 @@ test: $(STAMP)
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
-# Which Fisher to choose: rewrites benchmarks/results/estimators.json and docs/fisher.md.
+# Which Fisher to choose, and does it hold up: rewrite benchmarks/results/{estimators,evidence}.json
+# and the tables of docs/fisher.md and docs/evidence.md.
 studies: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/estimators.py
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/evidence.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
