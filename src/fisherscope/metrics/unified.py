@@ -216,7 +216,7 @@ class UnifiedModelAnalyzer:
         damage: DamageConfig,
         say: Callable[[str], None],
     ) -> Rows:
-        if not damage.enabled:
+        if not damage.enabled or not damage.pair_examples:
             return []
         found = []
         for a, b in itertools.combinations(keys, 2):
