@@ -17,7 +17,9 @@ import fisherscope as fs
 from fisherscope.data import read_jsonl
 from fisherscope.demo.build import LESSON_ROWS, TUNING_RATE, WINDOW
 from fisherscope.demo.corpora import read_corpora
-from fisherscope.demo.training import Draw, Schedule, row_batches, text_batches, train
+from fisherscope.demo.training import text_batches
+from fisherscope.likelihoods import CausalLM
+from fisherscope.studies.tuning import Draw, Schedule, fine_tune, row_batches
 from proving.subject import Losses, Sizes, Subject, losses, paired
 
 TASKS = ("code", "qa")
@@ -65,7 +67,14 @@ def study(subject: Subject, sizes: Sizes) -> dict[str, Any]:
         for task in TASKS:
             tuned = copy.deepcopy(base)
             schedule = Schedule(steps=sizes.steps, peak=TUNING_RATE)
-            train(tuned, draws[task](), schedule, seed=seed, label=f"{task}, seed {seed}")
+            fine_tune(
+                tuned,
+                draws[task](),
+                schedule,
+                likelihood=CausalLM(),
+                seed=seed,
+                label=f"{task}, seed {seed}",
+            )
             copies.append(tuned)
             found = {t: losses(tuned, rows) for t, rows in held_out.items()}
             measured.setdefault(f"tuned on {task}", []).append(found)

@@ -1,37 +1,13 @@
-import pytest
 import torch
 
-from fisherscope.data import Example
 from fisherscope.demo.tokenizer import BEGIN_ID, END_ID
-from fisherscope.demo.training import Schedule, new_model, row_batches, text_batches, train
-
-
-def rows(*lengths):
-    return [
-        Example(str(i), {"input_ids": torch.full((n,), i)}, torch.full((n,), i))
-        for i, n in enumerate(lengths)
-    ]
+from fisherscope.demo.training import new_model, text_batches
+from fisherscope.likelihoods import CausalLM
+from fisherscope.studies.tuning import Schedule, fine_tune
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-def test_the_rate_rises_then_falls_and_stays_positive():
-    # Catches a warm-up that begins at 0 or never ends, and a cosine of the wrong length.
-    schedule = Schedule(steps=100, peak=0.5, warmup=0.1)
-    rates = [schedule.rate(step) for step in range(100)]
-    assert rates.index(max(rates)) in {9, 10} and max(rates) == pytest.approx(0.5)
-    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
-    assert 0 < rates[-1] < 0.02 and rates[0] == pytest.approx(0.05)
-    assert rates[55] == pytest.approx(0.255, rel=0.02)
-
-
-@pytest.mark.parametrize("steps", [1, 2])
-def test_the_shortest_schedules_have_rates(steps):
-    # Catches division by zero where the warm-up takes all steps.
-    schedule = Schedule(steps=steps, peak=1.0)
-    assert all(0 < schedule.rate(step) <= 1 for step in range(steps))
 
 
 def test_the_model_is_small_tied_and_seeded(tokenizer):
@@ -77,29 +53,15 @@ def test_windows_reach_every_part_of_the_text(tokenizer):
     assert seen >= set(tokenizer(text, add_special_tokens=False)["input_ids"][:-2])
 
 
-def test_each_row_comes_once_per_round():
-    # Catches drawing with replacement, or rows of the last, smaller batch that never come.
-    draw = row_batches(rows(3, 9, 4, 8, 5), 2)
-    source = generator()
-    for _ in range(2):
-        names = [name for _ in range(3) for name in draw(source).ids]
-        assert sorted(names) == ["0", "1", "2", "3", "4"]
-
-
-def test_rows_of_a_batch_are_of_like_length():
-    # Catches padding that doubles the time of the fine-tuning.
-    draw = row_batches(rows(3, 90, 4, 80), 2)
-    source = generator()
-    assert sorted(draw(source).labels.shape[1] for _ in range(2)) == [4, 90]
-
-
 def test_training_lowers_the_loss_and_repeats_itself(tokenizer, small):
     # Catches a step without effect, and randomness from outside of the seed.
     def losses(seed):
         model = new_model(tokenizer, 0)
         draw = text_batches(tokenizer, [(small.documents["code"], 2)], 32)
         schedule = Schedule(steps=12, peak=3e-3)
-        found = train(model, draw, schedule, seed=seed, label="x", progress=False)
+        found = fine_tune(
+            model, draw, schedule, likelihood=CausalLM(), seed=seed, label="x", progress=False
+        )
         assert not model.training
         assert all(parameter.grad is None for parameter in model.parameters())
         return found
@@ -117,7 +79,15 @@ def test_training_works_inside_no_grad(tokenizer, small):
     with torch.no_grad():
         model = new_model(tokenizer, 0)
         before = model.model.norm.weight.clone()
-        train(model, draw, Schedule(steps=1, peak=1e-3), seed=0, label="x", progress=False)
+        fine_tune(
+            model,
+            draw,
+            Schedule(steps=1, peak=1e-3),
+            likelihood=CausalLM(),
+            seed=0,
+            label="x",
+            progress=False,
+        )
     assert not torch.equal(model.model.norm.weight, before)
 
 
@@ -126,9 +96,13 @@ def test_the_progress_bar_shows_rate_and_loss(tokenizer, small, capsys):
     model = new_model(tokenizer, 0)
     draw = text_batches(tokenizer, [(small.documents["code"], 1)], 16)
     schedule = Schedule(steps=2, peak=1e-3)
-    train(model, draw, schedule, seed=0, label="base model", progress=True)
+    fine_tune(
+        model, draw, schedule, likelihood=CausalLM(), seed=0, label="base model", progress=True
+    )
     shown = capsys.readouterr()
     assert "base model" in shown.err and "loss=" in shown.err and "step" in shown.err
     assert shown.out == ""
-    train(model, draw, schedule, seed=0, label="base model", progress=False)
+    fine_tune(
+        model, draw, schedule, likelihood=CausalLM(), seed=0, label="base model", progress=False
+    )
     assert capsys.readouterr().err == ""

@@ -22,9 +22,11 @@ from fisherscope.data.examples import is_count
 from fisherscope.demo.artifacts import MODELS, TASKS, DemoArtifacts, find, publish
 from fisherscope.demo.corpora import Corpora, Row, read_corpora
 from fisherscope.demo.tokenizer import train_tokenizer
-from fisherscope.demo.training import Schedule, new_model, row_batches, text_batches, train
+from fisherscope.demo.training import new_model, text_batches
 from fisherscope.errors import ParameterError, StoreError
+from fisherscope.likelihoods import CausalLM
 from fisherscope.metrics.run_folder import nearest_folder, writing
+from fisherscope.studies.tuning import Schedule, fine_tune, row_batches
 
 STEPS, TUNING_STEPS = 1000, 120
 WINDOW = 128
@@ -86,19 +88,21 @@ def build(
     tokenizer = train_tokenizer(texts)
     base = new_model(tokenizer, seed)
     streams = [(corpora.documents["code"], CODE_ROWS), (corpora.documents["prose"], PROSE_ROWS)]
-    base_losses = train(
+    base_losses = fine_tune(
         base,
         text_batches(tokenizer, streams, WINDOW),
         Schedule(steps=steps, peak=BASE_RATE),
+        likelihood=CausalLM(),
         seed=seed,
         label="base model",
         progress=progress,
     )
     instruct = copy.deepcopy(base)
-    instruct_losses = train(
+    instruct_losses = fine_tune(
         instruct,
         row_batches(_lessons(corpora, tokenizer), LESSON_ROWS),
         Schedule(steps=tuning_steps, peak=TUNING_RATE),
+        likelihood=CausalLM(),
         seed=seed,
         label="instruct model",
         progress=progress,

@@ -1,56 +1,16 @@
-"""Train the demo's small language model, first on running text, then on answers."""
+"""The demo's small language model before training, and the running text that it reads."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
-from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fisherscope.data import Batch, Example, batches, collate
+from fisherscope.data import Batch
 from fisherscope.demo.tokenizer import BEGIN_ID, CONTEXT, END_ID, PAD_ID
-
-Draw = Callable[[torch.Generator], Batch]
-
-SMALLEST_RATE = 0.02
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How one model is trained.
-
-    Attributes:
-        steps: Optimiser steps.
-        peak: Largest learning rate, reached after the warm-up.
-        warmup: Share of the steps in which the rate rises; then it falls as half a cosine.
-        weight_decay: Of matrices; norm scales are left alone.
-        clip: Largest norm of the gradient.
-    """
-
-    steps: int
-    peak: float
-    warmup: float = 0.05
-    weight_decay: float = 0.05
-    clip: float = 1.0
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step.
-
-        Args:
-            step: Which step, counted from 0.
-
-        Returns:
-            A rate above 0 and at most ``peak``.
-        """
-        rising = max(1, round(self.warmup * self.steps))
-        if step < rising:
-            return self.peak * (step + 1) / rising
-        done = (step - rising) / max(1, self.steps - rising)
-        cosine = 0.5 * (1 + math.cos(math.pi * done))
-        return self.peak * (SMALLEST_RATE + (1 - SMALLEST_RATE) * cosine)
+from fisherscope.studies.tuning import Draw
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
@@ -128,78 +88,3 @@ def text_batches(
         return Batch(names, {"input_ids": ids}, ids)
 
     return draw
-
-
-def row_batches(rows: Sequence[Example], count: int) -> Draw:
-    """Draw batches of examples of similar length, each once before any comes again.
-
-    Args:
-        rows: Examples with labels.
-        count: Examples per batch.
-
-    Returns:
-        A function from a generator to a batch.
-    """
-    groups = [collate(group) for group in batches(rows, count)]
-    waiting: list[int] = []
-
-    def draw(generator: torch.Generator) -> Batch:
-        if not waiting:
-            waiting.extend(torch.randperm(len(groups), generator=generator).tolist())
-        return groups[waiting.pop()]
-
-    return draw
-
-
-def train(
-    model: LlamaForCausalLM,
-    draw: Draw,
-    schedule: Schedule,
-    *,
-    seed: int,
-    label: str,
-    progress: bool = True,
-) -> tuple[float, ...]:
-    """Train a model in place with AdamW.
-
-    Args:
-        model: The model; left in evaluation mode and without gradients.
-        draw: Makes a batch from a generator.
-        schedule: Steps and rates.
-        seed: Of the generator that draws the batches.
-        label: What the progress bar is called.
-        progress: Whether to show it.
-
-    Returns:
-        Training loss of each step, in nats per token.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(
-        [
-            {
-                "params": [p for p in parameters if p.dim() >= 2],
-                "weight_decay": schedule.weight_decay,
-            },
-            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-        ],
-        betas=(0.9, 0.98),
-        fused=True,
-    )
-    losses = []
-    model.train()
-    bar = tqdm(range(schedule.steps), desc=label, unit="step", disable=not progress)
-    with torch.enable_grad():
-        for step in bar:
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.rate(step)
-            batch = draw(generator)
-            loss = batch.call(model, labels=batch.labels, use_cache=False).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, schedule.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
-            bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
-    model.eval()
-    return tuple(losses)

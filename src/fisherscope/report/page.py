@@ -14,10 +14,10 @@ from markupsafe import Markup
 
 from fisherscope.errors import StoreError
 from fisherscope.metrics.run_folder import write_bytes
-from fisherscope.report import comparison, text
+from fisherscope.report import comparison, study, text
 from fisherscope.report.alerts import alerts, headline, tiles
 from fisherscope.report.comparison import is_comparison
-from fisherscope.report.figures import COMPARISON, REGISTRY, FigureSpec
+from fisherscope.report.figures import COMPARISON, REGISTRY, STUDIES, FigureSpec
 from fisherscope.report.figures.palette import css_variables
 from fisherscope.report.summary import markdown
 from fisherscope.report.tables import (
@@ -42,16 +42,16 @@ def render(results: Mapping[str, Any]) -> str:
     """Draw a report.
 
     Args:
-        results: The content of a run's ``results.json``, of one model or of the comparison of
-            several. Missing sections and values are shown as missing; text in it is escaped.
+        results: The content of a run's ``results.json``, of one model, of the comparison of
+            several, or of a study. Missing sections and values are shown as missing; text in it
+            is escaped.
 
     Returns:
         A whole HTML page: no network, no external file, the same for the same results. A
         dictionary that is no results file of this format is a :class:`StoreError`.
     """
     content = _checked(results)
-    compares = is_comparison(content)
-    registry = COMPARISON if compares else REGISTRY
+    registry, name, own = _page(content)
     shared = {
         "settings": content.get("settings") or {},
         "run": content.get("run") or {},
@@ -60,9 +60,17 @@ def render(results: Mapping[str, Any]) -> str:
         "figures": [_figure(spec, content) for spec in registry],
         "colors": css_variables(),
     }
-    own = comparison.context(content) if compares else _model(content)
-    name = "comparison.html.j2" if compares else "model.html.j2"
     return _environment().get_template(name).render(**shared, **own)
+
+
+def _page(content: Mapping[str, Any]) -> tuple[tuple[FigureSpec, ...], str, dict[str, Any]]:
+    """Figures, template, and what that needs beside them."""
+    kind = content.get("kind")
+    if kind in STUDIES:
+        return STUDIES[kind], "study.html.j2", study.context(content)
+    if is_comparison(content):
+        return COMPARISON, "comparison.html.j2", comparison.context(content)
+    return REGISTRY, "model.html.j2", _model(content)
 
 
 def _model(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,6 +117,8 @@ def summary(results: Mapping[str, Any]) -> str:
         The table, the main finding and the alerts.
     """
     content = _checked(results)
+    if content.get("kind") in STUDIES:
+        return study.markdown(content)
     return comparison.markdown(content) if is_comparison(content) else markdown(content)
 
 
@@ -150,7 +160,7 @@ def _checked(results: Mapping[str, Any]) -> dict[str, Any]:
             "run `fisherscope analyze` again or use the version that wrote them"
         )
     content = text.clean(dict(results))
-    if is_comparison(content):
+    if is_comparison(content) or content.get("kind") in STUDIES:
         return content
     tasks = content.get("tasks")
     if not isinstance(tasks, list) or not all(isinstance(t, dict) and "name" in t for t in tasks):

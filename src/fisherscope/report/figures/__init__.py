@@ -21,4 +21,7 @@ REGISTRY: tuple[FigureSpec, ...] = (
 
 COMPARISON: tuple[FigureSpec, ...] = (changes.FIGURE, moved.FIGURE)
 
-__all__ = ["COMPARISON", "REGISTRY", "FigureData", "FigureSpec", "View"]
+# Kind of study, as its results name it, to the figures of its page.
+STUDIES: dict[str, tuple[FigureSpec, ...]] = {}
+
+__all__ = ["COMPARISON", "REGISTRY", "STUDIES", "FigureData", "FigureSpec", "View"]

@@ -1,0 +1,1 @@
+"""Experiments that run models: what is predicted stands beside what is measured."""
