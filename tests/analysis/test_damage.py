@@ -173,6 +173,31 @@ def test_several_displacements_at_once():
     assert part.drop("transformer.h.0.mlp.c_fc.weight")[["first", "second"]].eq(0).all(axis=None)
 
 
+def test_scales_are_multiples_of_the_displacement():
+    # Catches a second order that grows like the first, a measurement at the whole step whatever
+    # the scale, and stored Fishers that do not follow.
+    case = models.case("gpt2")
+    data = rows.examples(case.rows)
+    move = {n: 1e-2 * torch.ones_like(p) for n, p in case.model.named_parameters()}
+    fishers = {"diagonal": fs.estimate(case.model, data, progress=False)}
+    scales = (-0.5, 0.0, 1.0, 2.0)
+    found = damage(case.model, data, move, scales=scales, fishers=fishers)
+    alone = [
+        damage(case.model, data, {n: t * m for n, m in move.items()}, fishers=fishers).table.iloc[0]
+        for t in scales
+    ]
+    assert list(found.table["scale"]) == list(scales)
+    for row, other in zip(found.table.to_dict("records"), alone, strict=True):
+        for key in ("first", "second", "predicted", "measured", "error_low", "diagonal"):
+            assert row[key] == pytest.approx(other[key], rel=1e-4, abs=1e-9)
+    zero = found.table.iloc[1]
+    assert zero["measured"] == zero["predicted"] == 0
+    assert list(found.tensors.columns) == ["displacement", "tensor", "first", "second"]
+    assert len(found.examples) == len(scales) * found.n_examples
+    whole = found.table.iloc[2]
+    assert found.tensors["second"].sum() == pytest.approx(whole["second"])
+
+
 # Would catch: results that depend on the batches; classifiers that find the end of a row by
 # its padding.
 @pytest.mark.parametrize(
@@ -307,7 +332,7 @@ def test_displaced_weights_come_back_bitwise():
 def test_table():
     frame = run("mlp", step("mlp", 0.01)).to_frame()
     assert list(frame.columns) == [
-        *("displacement", "first", "second"),
+        *("displacement", "scale", "first", "second"),
         *("predicted", "predicted_low", "predicted_high"),
         *("measured", "measured_low", "measured_high"),
         *("error", "error_low", "error_high"),

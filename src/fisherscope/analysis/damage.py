@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -35,13 +36,14 @@ class Damage(Result):
     """Loss increase of a task under displacements, in nats per token.
 
     Attributes:
-        table: One row per displacement: ``first`` (``gᵀδ``), ``second`` (``½ δᵀFδ``, full
-            form), ``predicted`` (their sum) and ``measured`` with 95% bootstrap intervals
-            over examples, ``error`` (measured − predicted, paired interval), and for each
-            stored Fisher ``NAME`` its prediction ``first + ½ δᵀF_NAME δ``.
-        tensors: One row per displacement and tensor: its share of ``first`` and of
-            ``second``, the latter with its cross terms with all other tensors.
-        examples: One row per displacement and example: tokens, first and second order,
+        table: One row per displacement and scale t: ``first`` (``t gᵀδ``), ``second``
+            (``½ t² δᵀFδ``, full form), ``predicted`` (their sum) and ``measured`` with 95%
+            bootstrap intervals over examples, ``error`` (measured − predicted, paired
+            interval), and for each stored Fisher ``NAME`` its prediction
+            ``first + ½ t² δᵀF_NAME δ``.
+        tensors: One row per displacement and tensor, at scale 1: its share of ``first`` and
+            of ``second``, the latter with its cross terms with all other tensors.
+        examples: One row per displacement, scale and example: tokens, first and second order,
             measured change, in nats per example.
         fisher_type: Labels of the second-order term.
         n_examples: Number of examples.
@@ -70,6 +72,7 @@ def damage(
     data: Any,
     delta: Delta | Mapping[str, Delta],
     *,
+    scales: Sequence[float] = (1.0,),
     fishers: Mapping[str, Fisher] | None = None,
     fisher_type: FisherType = "mc",
     likelihood: str = DEFAULTS.likelihood,
@@ -97,6 +100,7 @@ def damage(
         data: The task, as in :func:`fisherscope.estimate`.
         delta: Parameter name to displacement, or a label to such a mapping for several;
             a parameter that is not named does not move.
+        scales: How far to go along each displacement, as multiples of it. Default: once.
         fishers: Label to stored Fisher; what each predicts is shown beside. Default: none.
         fisher_type: Labels of the second-order term. Default: ``"mc"``.
         likelihood: As in :func:`fisherscope.estimate`. Default: ``"auto"``.
@@ -111,15 +115,17 @@ def damage(
         Predictions and measurements.
 
     Raises:
-        ParameterError: If ``fisher_type`` is neither ``"mc"`` nor ``"empirical"``, or a
-            displacement has an unknown parameter or a wrong shape; one that is not finite
-            raises ``NonFiniteError``, as does a score.
+        ParameterError: If ``fisher_type`` is neither ``"mc"`` nor ``"empirical"``, a scale is
+            not finite, or a displacement has an unknown parameter or a wrong shape; one that
+            is not finite raises ``NonFiniteError``, as does a score.
     """
     if fisher_type == "type-2":
         raise ParameterError(
             "damage() takes fisher_type='mc' or 'empirical'; for the exact expectation over labels "
             "use fs.operator(model, data, curvature='ggn').quadratic(delta) / 2"
         )
+    if not len(scales) or not all(math.isfinite(scale) for scale in scales):
+        raise ParameterError(f"scales={scales!r} must be at least one finite number")
     deltas = _labelled(delta)
     known = select(model) | _quantised(model, deltas)
     moves = {label: _checked(label, move, model, known) for label, move in deltas.items()}
@@ -145,12 +151,11 @@ def damage(
     scores = gradient[None]
     if fisher_type == "mc":
         scores = along(Labelling(draws=draws, seed=seed))
-    changes = {label: np.full(len(ids), np.nan) for label in moves}
+    unmeasured = np.full(len(ids), np.nan)
+    changes = {(label, scale): unmeasured for label in moves for scale in scales}
     if measure:
-        changes = _measure(prepared, groups, ids, moves, progress)
-    return _assemble(
-        prepared, list(moves), names, ids, tokens, gradient, scores, changes, moves, fishers or {}
-    )
+        changes = _measure(prepared, groups, ids, moves, scales, progress)
+    return _assemble(prepared, names, ids, tokens, gradient, scores, changes, moves, fishers or {})
 
 
 def inner_products(
@@ -228,40 +233,46 @@ def _measure(
     groups: Sequence[Sequence[Any]],
     ids: list[str],
     moves: Mapping[str, Delta],
+    scales: Sequence[float],
     progress: bool,
-) -> dict[str, np.ndarray]:
+) -> dict[tuple[str, float], np.ndarray]:
     likelihood, model, coverage = prepared.likelihood, prepared.model, prepared.coverage
     before = example_losses(model, likelihood, coverage, groups)
     changes = {}
-    for label, move in tqdm(moves.items(), desc="measuring", unit="step", disable=not progress):
+    steps = [(label, scale) for label in moves for scale in scales]
+    for label, scale in tqdm(steps, desc="measuring", unit="step", disable=not progress):
+        move = moves[label] if scale == 1 else {n: scale * t for n, t in moves[label].items()}
         with displaced(prepared.parameters, move):
             after = example_losses(model, likelihood, coverage, groups)
-        changes[label] = np.array([after[i] - before[i] for i in ids])
+        changes[label, scale] = np.array([after[i] - before[i] for i in ids])
     return changes
 
 
 def _assemble(
     prepared: Prepared,
-    labels: list[str],
     names: list[str],
     ids: list[str],
     tokens: np.ndarray,
     gradient: np.ndarray,
     scores: np.ndarray,
-    changes: Mapping[str, np.ndarray],
+    changes: Mapping[tuple[str, float], np.ndarray],
     moves: Mapping[str, Delta],
     fishers: Mapping[str, Fisher],
 ) -> Damage:
     total = tokens.sum()
     rng = np.random.default_rng(prepared.config.seed)
     weights = rng.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=RESAMPLES)
-    table, tensors, examples = [], [], []
-    for d, label in enumerate(labels):
-        first = gradient[:, :, d].sum(1)
-        along = scores[:, :, :, d].sum(2)  # [sets, examples]
-        second = 0.5 * (along**2).mean(0)
-        measured = changes[label]
-        row: dict[str, Any] = {"displacement": label}
+    along = scores.sum(2)  # [sets, examples, displacements]
+    column = {label: d for d, label in enumerate(moves)}
+    stored = {
+        label: {name: _stored(fisher, move) for name, fisher in fishers.items()}
+        for label, move in moves.items()
+    }
+    table, examples = [], []
+    for (label, scale), measured in changes.items():
+        first = scale * gradient[:, :, column[label]].sum(1)
+        second = 0.5 * scale**2 * (along[:, :, column[label]] ** 2).mean(0)
+        row: dict[str, Any] = {"displacement": label, "scale": scale}
         row["first"], row["second"] = first.sum() / total, second.sum() / total
         for key, values in (
             ("predicted", first + second),
@@ -271,34 +282,39 @@ def _assemble(
             row[key] = values.sum() / total
             ratios = (weights @ values) / (weights @ tokens)
             row[f"{key}_low"], row[f"{key}_high"] = np.quantile(ratios, [0.025, 0.975])
-        for name, fisher in fishers.items():
-            held = {n: t for n, t in moves[label].items() if n in fisher.identity.parameters}
-            per_token = fisher.quadratic(held) * fisher.n_units / fisher.n_tokens
-            row[name] = row["first"] + 0.5 * per_token
-        row |= {"unit": "nats per token", "n_examples": len(ids), "n_tokens": int(total)}
-        table.append(row)
-        cross = 0.5 * (scores[:, :, :, d] * along[:, :, None]).mean(0).sum(0) / total
-        for j, name in enumerate(names):
-            tensors.append({
+        for name, curvature in stored[label].items():
+            row[name] = row["first"] + 0.5 * scale**2 * curvature
+        table.append(row | {"unit": "nats per token", "n_examples": len(ids), "n_tokens": total})
+        examples.append(
+            pd.DataFrame({
                 "displacement": label,
-                "tensor": name,
-                "first": gradient[:, j, d].sum() / total,
-                "second": cross[j],
+                "scale": scale,
+                "example": ids,
+                "tokens": tokens.astype(int),
+                "first": first,
+                "second": second,
+                "measured": measured,
             })
-        for n, example in enumerate(ids):
-            examples.append({
-                "displacement": label,
-                "example": example,
-                "tokens": int(tokens[n]),
-                "first": first[n],
-                "second": second[n],
-                "measured": measured[n],
-            })
+        )
+    # Its cross terms with all others: the tensor's own product times that of the whole.
+    cross = 0.5 * (scores * along[:, :, None]).mean(0).sum(0) / total
+    firsts = gradient.sum(0) / total
+    tensors = [
+        {"displacement": label, "tensor": name, "first": firsts[j, d], "second": cross[j, d]}
+        for label, d in column.items()
+        for j, name in enumerate(names)
+    ]
     return Damage(
-        table=pd.DataFrame(table),
+        table=pd.DataFrame(table).astype({"n_tokens": int}),
         tensors=pd.DataFrame(tensors),
-        examples=pd.DataFrame(examples),
+        examples=pd.concat(examples, ignore_index=True),
         fisher_type=prepared.config.fisher_type,
         n_examples=len(ids),
         n_tokens=int(total),
     )
+
+
+def _stored(fisher: Fisher, move: Delta) -> float:
+    """Curvature along a displacement by a stored Fisher, per token."""
+    held = {n: t for n, t in move.items() if n in fisher.identity.parameters}
+    return fisher.quadratic(held) * fisher.n_units / fisher.n_tokens

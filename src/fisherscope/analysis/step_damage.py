@@ -271,7 +271,7 @@ def directed(
         )
     index = damage_index(fisher, step.gradient, kind=kind)
     found = damage(model, data_a, step.step, measure=measure, **common)
-    examples = found.examples.drop(columns="displacement")
+    examples = found.examples.drop(columns=["displacement", "scale"])
     added = np.full((len(examples), 2), math.nan)
     if not given:
         place = {example.id: row for row, example in enumerate(data_a)}
