@@ -84,6 +84,11 @@ def own(name: str) -> models.Case:
     return case
 
 
+def product(case: models.Case, curvature: Any) -> object:
+    op = fs.operator(case.model, rows.examples(case.rows), curvature=curvature)
+    return op.matvec({n: torch.full_like(p, 0.01) for n, p in case.model.named_parameters()})
+
+
 Act = Callable[[models.Case], object]
 ACTS: dict[str, Act] = {
     "estimate": lambda c: fs.estimate(c.model, rows.examples(c.rows), progress=False),
@@ -94,6 +99,9 @@ ACTS: dict[str, Act] = {
         c.model, rows.examples(c.rows), unit="token", structure="grouped", progress=False
     ),
     "plan": lambda c: fs.plan(c.model, rows.examples(c.rows)),
+    "product": lambda c: product(c, "fisher"),
+    "ggn": lambda c: product(c, "ggn"),
+    "hessian": lambda c: product(c, "hessian"),
     "damage": lambda c: damage(
         c.model,
         rows.examples(c.rows),

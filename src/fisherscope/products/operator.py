@@ -66,7 +66,7 @@ class Operator:
         lead = check_vector(v, self.parameters, batch=True)
         found = settled(self._prepared, lambda p: self._products(p, v, bool(lead)))
         scale = self.n_units
-        if self.curvature == "fisher" and self._prepared.config.fisher_type == "mc":
+        if self._prepared.config.fisher_type == "mc":
             scale *= self._prepared.config.draws
         found = {name: total.cpu() / scale for name, total in found.items()}
         return found if lead else {name: total[0] for name, total in found.items()}
@@ -160,7 +160,8 @@ def operator(
         The operator. Wrong data and options raise as in :func:`fisherscope.estimate`.
 
     Raises:
-        ParameterError: If the curvature or the unit is none of these.
+        ParameterError: If the curvature or the unit is none of these, or ``fisher_type`` is
+            given for another curvature than ``"fisher"``.
     """
     if curvature not in get_args(Curvature):
         raise ParameterError(
@@ -169,6 +170,11 @@ def operator(
     if unit not in {"example", "token"}:
         raise ParameterError(
             f"unit={unit!r} has no matrix over all parameters; use unit='example' or 'token'"
+        )
+    if curvature != "fisher" and fisher_type != DEFAULTS.fisher_type:
+        raise ParameterError(
+            f"fisher_type={fisher_type!r} is for curvature='fisher' only: 'ggn' is the exact "
+            "type-2 Fisher and 'hessian' is of the data's labels; leave it out"
         )
     config = FisherConfig(
         fisher_type=fisher_type,

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherscope.data import batches
 from fisherscope.engine.head import call_model, make_batch
+from fisherscope.engine.quantised import movable
 from fisherscope.engine.quiet import undisturbed
 from fisherscope.errors import CoverageError
 from fisherscope.likelihoods import IGNORE, Likelihood
@@ -44,12 +45,12 @@ def add_products(
     count = len(next(iter(totals.values())))
     product = _ggn if curvature == "ggn" else _hessian
     single = prepared.coverage.single
-    with undisturbed(prepared.model):
+    with undisturbed(prepared.model), movable(parameters):
+        for parameter in parameters:
+            parameter.requires_grad_(True)
         for group in batches(prepared.examples, 1 if single else prepared.config.batch_size):
             batch = make_batch(prepared.model, group)
             targets = prepared.likelihood.targets(batch)
-            for parameter in parameters:
-                parameter.requires_grad_(True)
             try:
                 # The fused kernels of attention have no second derivative; the plain one has.
                 with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -69,9 +70,6 @@ def add_products(
                     "attn_implementation='eager' and without fused or reentrant-checkpointed "
                     "blocks, or use curvature='fisher', which needs first derivatives only"
                 ) from error
-            finally:
-                for parameter in parameters:
-                    parameter.requires_grad_(False)
 
 
 def _grad(output: Tensor | Sequence[Tensor], inputs: Sequence[Tensor], along: object, keep: bool):
