@@ -176,6 +176,35 @@ def test_memory_grows_with_the_batch_and_only_there():
     assert positions * hidden * 4 * 14 < kept[0] < 100 * positions * hidden * 4 * 14
 
 
+# Planted: frozen weights, which autograd refers to, counted as activations: 360 KB here,
+# where two rows keep about 5 KB.
+def test_weights_are_no_activations():
+    wide = torch.nn.Sequential(
+        torch.nn.Linear(5, 300), torch.nn.Linear(300, 300), torch.nn.Linear(300, 4)
+    )
+    plan = fs.plan(wide, rows.examples(rows.points(2, (5,), classes=4)))
+    buffer = 4 * 300 * 300
+    assert 0 < plan.memory_bytes - plan.sums_bytes - buffer < 4 * 300 * 300 / 4
+
+
+# Planted: the eigenvectors of all factors, which stay while eigenvalues are taken, left out.
+def test_an_ekfac_keeps_its_eigenvectors():
+    case = models.case("llama-untied")
+    data = rows.examples(case.rows)
+    kfac, ekfac = (fs.plan(case.model, data, structure=s) for s in ("kfac", "ekfac"))
+    assert ekfac.memory_bytes - ekfac.sums_bytes == kfac.memory_bytes
+
+
+# Planted: the first part taken for the largest. Here 156, 200 and 4 numbers.
+def test_the_largest_part_counts():
+    model = torch.nn.Sequential(
+        torch.nn.Linear(2, 2), torch.nn.Linear(2, 50), torch.nn.Linear(50, 4)
+    )
+    data = rows.examples(rows.points(4, (2,), classes=4))
+    plan = fs.plan(model, data, memory_limit=800)
+    assert (plan.rounds, plan.sums_bytes) == (3, 800)
+
+
 # Would catch: the time of the trial not scaled by the data, by tokens or by passes.
 def test_time_is_proportional_to_the_work(monkeypatch):
     case = models.case("llama-untied")

@@ -123,3 +123,10 @@ def test_bootstrap_depends_on_the_seed_and_not_on_the_order_of_examples():
     assert not np.array_equal(one, build(of).bootstrap(np.sum, n=5, seed=1))
     with pytest.raises(ParameterError, match="n=0"):
         build(of).bootstrap(np.sum, n=0)
+
+
+def test_resampled_sums_are_means_times_the_count():
+    # Planted: the factor between a mean and a sum left out.
+    fisher = build(scores(IDS))
+    means, sums = (fisher.bootstrap(np.sum, n=5, per=per) for per in ("example", "sum"))
+    assert sums == pytest.approx(12 * means)

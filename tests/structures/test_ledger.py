@@ -76,3 +76,16 @@ def test_taking_unknown_rows_names_them():
     assert ledger("abc").take(["c", "a"]).squares.tolist() == [[0, 1], [4, 5]]
     with pytest.raises(IdentityError, match="no examples 'z'"):
         ledger("abc").take("az")
+
+
+def test_groups_survive_addition_to_rows_without():
+    # Planted: groups kept only if both have them.
+    grouped = ledger("ab", groups=np.array([0, 0]))
+    assert (grouped + ledger("cd")).groups.tolist() == [0, 0, 1, 2]
+    assert (ledger("ab") + ledger("cd", groups=np.array([0, 0]))).groups.tolist() == [0, 1, 2, 2]
+
+
+def test_the_table_is_a_copy():
+    # Planted: a table on the ledger's own memory.
+    kept = ledger("ab")
+    assert not np.shares_memory(kept.frame().to_numpy(), kept.squares)
