@@ -44,8 +44,8 @@ class Conflict(Result):
         examples: A row per example of ``by``: mean ``harm`` to the examples of ``on``, its
             studentised ``statistic``, ``p`` and ``q``.
         pairs: The most harmful pairs of examples, with ``p`` against pairs within ``on``.
-        tests: A row per test: how many were tested and found, the least ``p`` possible, and
-            the ``outcome``: ``"found"``, ``"none_significant"``, ``"too_few_examples"``.
+        tests: A row per test: how many were tested and found (``q`` at most ``level`` and harm
+            above zero), the least ``p`` possible, and the ``outcome``: ``"found"``, ``"none_significant"``, ``"too_few_examples"``.
         level: Largest q that counts as found.
         plan: How gradients were kept: exact, or as sketches.
         metric: What F is in the natural metric, in words.

@@ -1,4 +1,4 @@
-"""Which examples of one task hurt which of another: permutation tests with false-discovery control."""
+"""Which examples of one task hurt which of another: permutation tests, false-discovery control."""
 
 from __future__ import annotations
 
@@ -55,12 +55,14 @@ def harms(grams: Grams, metric: str, on: str, by: str) -> np.ndarray:
 def by_example(harm: np.ndarray, *, permutations: int, seed: int) -> HarmTest:
     r"""Which columns harm more than the others, whatever the row.
 
-    Null hypothesis: to every a all examples of B are alike, that is, in each row the harms are
-    exchangeable. So the harms are permuted within each row, rows independently. The statistic
-    of a column is :math:`t = \bar d / (s_d / \sqrt{n})` over the rows of :math:`d_{ab} =
-    h_{ab} - \bar h_a`; studentised, because examples of B with large gradients scatter more
-    without harming more, which the mean alone would take for harm (Chung, Romano, 2013). All
-    columns have one null distribution, so their permuted values are pooled.
+    Null hypothesis: to every a all examples of B are alike but for the size of their gradients,
+    that is, in each row the harms :math:`z_{ab} = h_{ab} / s_b`, with :math:`s_b` the standard
+    deviation of column b, are exchangeable. So they are permuted within each row, rows
+    independently. Without the division an example of B with a large gradient, which scatters
+    more without harming more, would pass for harmful. The statistic of a column is :math:`t =
+    \bar d / (s_d / \sqrt{n})` over the rows of :math:`d_{ab} = z_{ab} - \bar z_a`, studentised
+    as Chung and Romano (2013) advise. All columns have one null distribution, so their permuted
+    values are pooled.
 
     Args:
         harm: [examples of A, examples of B].
@@ -71,6 +73,8 @@ def by_example(harm: np.ndarray, *, permutations: int, seed: int) -> HarmTest:
         A statistic, p and q for each example of B, one-sided: is it more harmful?
     """
     rng = np.random.default_rng(seed)
+    spread = harm.std(0, ddof=1)
+    harm = np.divide(harm, spread, out=np.zeros_like(harm), where=spread > 0)
     observed = _studentised(harm)
     null = []
     for start in range(0, permutations, _BLOCK):
@@ -165,8 +169,11 @@ def tables(
                 examples.append(_examples(grams, key, harm, one))
                 pairs.append(_pairs(grams, key, harm, two, most_pairs))
                 outcomes += [
-                    {**key, "level": what, **_outcome(test, level)}
-                    for what, test in (("example", one), ("pair", two))
+                    {**key, "level": what, **_outcome(test, harmful, level)}
+                    for what, test, harmful in (
+                        ("example", one, harm.mean(0) > 0),
+                        ("pair", two, harm > 0),
+                    )
                 ]
     return _joined(examples, _EXAMPLES), _joined(pairs, _PAIRS), pd.DataFrame(outcomes)
 
@@ -182,8 +189,9 @@ _EXAMPLES = ("on", "by", "metric", "example", "tokens", "harm", "statistic", "p"
 _PAIRS = ("on", "by", "metric", "example_on", "example_by", "harm", "sketch_sd", "p", "q")
 
 
-def _outcome(test: HarmTest, level: float) -> dict[str, object]:
-    found = int((test.q <= level).sum())
+def _outcome(test: HarmTest, harmful: np.ndarray, level: float) -> dict[str, object]:
+    # Less helpful than the others is significant too, but is no harm.
+    found = int(((test.q <= level) & harmful).sum())
     return {
         "n_tests": test.p.size,
         "n_found": found,
