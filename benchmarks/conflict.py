@@ -1,6 +1,6 @@
 """Are gradient conflicts real? Fine-tuning without the most conflicting examples, over seeds.
 
-    python benchmarks/conflict.py            # rewrites results/conflict.json and docs/interference.md
+    python benchmarks/conflict.py            # rewrites results/ and the table of docs/
     python benchmarks/conflict.py --page     # the table from the figures in results/
 
 The demo's base model is fine-tuned on lessons (questions and answers); prose is to be kept. Once
@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import random
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def measure(folder: Path) -> dict[str, Any]:
 def sample(tokenizer: Any, count: int) -> list[Example]:
     rows = list(read_corpora().lessons)
     random.Random(0).shuffle(rows)
-    path = RESULTS.parent / "lessons.jsonl.part"
+    path = Path(tempfile.mkdtemp()) / "lessons.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
     try:
         return read_jsonl(path, tokenizer, max_length=LENGTH)

@@ -101,7 +101,9 @@ def test_the_metric_is_the_mean_of_diagonals_per_token_with_one_damping():
     level = 1e-3 * sum(float(f.sum()) for f in mean.values()) / fishers["a"].n_parameters
     assert metric.damping == pytest.approx(level)
     for n, f in mean.items():
-        torch.testing.assert_close(metric.scales[n].double(), (f + level) ** -0.5, rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            metric.scales[n].double(), (f + level) ** -0.5, rtol=1e-5, atol=0
+        )
 
 
 # Would catch: power 1 for 1/2 (the metric squared), a block's tensors solved one by one, or

@@ -125,8 +125,6 @@ def test_what_is_found_holds_on_other_examples():
     assert np.mean(np.array(gaps) > 0) > 0.9
 
 
-
-
 def test_false_discoveries_are_controlled():
     # Catches p-values reported as q-values: of 40 true nulls, two would be found each time.
     rng = np.random.default_rng(5)

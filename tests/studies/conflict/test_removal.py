@@ -23,8 +23,7 @@ def labelled(name, n, seed, flip=()):
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 4, generator=g)
     return [
-        fs.Example(f"{name}-{i}", {"0": x[i]}, (x[i, 0] > 0).long() ^ (i in flip))
-        for i in range(n)
+        fs.Example(f"{name}-{i}", {"0": x[i]}, (x[i, 0] > 0).long() ^ (i in flip)) for i in range(n)
     ]
 
 

@@ -126,8 +126,8 @@ class ConflictData:
             Plain text.
         """
         return (
-            "Each panel is a pair of tasks, each row a layer (0 is next to the input). Right of the "
-            "line a small step for one task helps the other, left of it they harm each other. "
+            "Each panel is a pair of tasks, each row a layer (0 is next to the input). Right of "
+            "the line a small step for one task helps the other, left of it they harm each other. "
             "Dots: cosine of the mean gradients; diamonds: after division by the root of the "
             "damped Fisher, as a natural-gradient step has it. Bars are 95% bootstrap intervals "
             "over the examples of both tasks. Open marks: the interval holds zero, or a mean "
@@ -234,7 +234,7 @@ def _panel(axes: Axes, data: ConflictData, rows: list[Cosine], gid: str) -> dict
                 axes.plot([r.low, r.high], [y, y], color=color, linewidth=1.6, alpha=faint)
         fills = [color if r.resolved else palette.CARD for r in own]
         axes.scatter(
-            [r.cosine for r in own], ys, s=34, marker=marker, c=fills, edgecolors=color,
+            [r.cosine or 0.0 for r in own], ys, s=34, marker=marker, c=fills, edgecolors=color,
             linewidths=1.4, zorder=3, gid=f"{gid}-{metric}", clip_on=False,
         )  # fmt: skip
         hover[f"{gid}-{metric}"] = [

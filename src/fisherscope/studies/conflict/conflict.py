@@ -45,11 +45,12 @@ class Conflict(Result):
             studentised ``statistic``, ``p`` and ``q``.
         pairs: The most harmful pairs of examples, with ``p`` against pairs within ``on``.
         tests: A row per test: how many were tested and found (``q`` at most ``level`` and harm
-            above zero), the least ``p`` possible, and the ``outcome``: ``"found"``, ``"none_significant"``, ``"too_few_examples"``.
+            above zero), the least ``p`` possible, and the ``outcome``: ``"found"``,
+            ``"none_significant"``, ``"too_few_examples"``.
         level: Largest q that counts as found.
         plan: How gradients were kept: exact, or as sketches.
         metric: What F is in the natural metric, in words.
-        damping: :math:`\lambda`, per token.
+        damping: :math:`\lambda`, in the units of F.
         n_examples: Task to number of examples.
         n_tokens: Task to number of supervised tokens.
     """
@@ -137,7 +138,14 @@ def conflict(
             Fisher doesn't fit. Bad data and gradients that are not finite raise as in
             :func:`fisherscope.estimate`.
     """
-    _check(tasks, resamples, permutations, most_pairs, level)
+    if len(tasks) < 2:
+        raise TaskError(
+            f"a conflict needs at least two tasks, and tasks has {len(tasks)} "
+            f"({', '.join(map(repr, tasks)) or 'none'}); add another one"
+        )
+    if not 0 < level < 1:
+        raise ParameterError(f"level={level!r} must lie between 0 and 1")
+    _check_counts(resamples=resamples, permutations=permutations, most_pairs=most_pairs)
     config = FisherConfig(
         parameters=parameters,
         likelihood=likelihood,
@@ -177,20 +185,7 @@ def conflict(
     )
 
 
-def _check(
-    tasks: Mapping[str, Any], resamples: int, permutations: int, most_pairs: int, level: float
-) -> None:
-    if len(tasks) < 2:
-        raise TaskError(
-            f"a conflict needs at least two tasks, and tasks has {len(tasks)} "
-            f"({', '.join(map(repr, tasks)) or 'none'}); add another one"
-        )
-    for name, value, least in (
-        ("resamples", resamples, 1),
-        ("permutations", permutations, 1),
-        ("most_pairs", most_pairs, 0),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ParameterError(f"{name}={value!r} must be a whole number of at least {least}")
-    if not 0 < level < 1:
-        raise ParameterError(f"level={level!r} must lie between 0 and 1")
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ParameterError(f"{name}={value!r} must be a whole number of at least 1")

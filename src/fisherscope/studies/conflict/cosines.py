@@ -158,6 +158,3 @@ def _interval(draws: np.ndarray) -> tuple[float, float]:
         return np.nan, np.nan
     low, high = np.quantile(known, _ENDS)
     return float(low), float(high)
-
-
-

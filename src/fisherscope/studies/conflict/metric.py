@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
-import torch
 from torch import Tensor, nn
 
 from fisherscope.data import Example
@@ -27,7 +26,7 @@ class Metric:
     r"""Multiplies gradients by :math:`(F + \lambda)^{-1/2}`.
 
     Attributes:
-        damping: :math:`\lambda`, per token.
+        damping: :math:`\lambda`: per token for diagonals, else per unit of F.
         scales: Tensor to the factors of its entries, fp32; empty unless F is diagonal.
         fisher: A Fisher of another structure, or ``None``.
         source: What F is, in words.
@@ -124,8 +123,10 @@ def inverse_fisher(
 
 def _diagonal(members: Sequence[Fisher], damping: float, source: str) -> Metric:
     parts = [member.diagonal(per="token") for member in members]
-    mean = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
-    total = math.fsum(float(f.double().sum()) for f in mean.values())
+    mean = {
+        name: reduce(add, (part[name].double() for part in parts)) / len(parts) for name in parts[0]
+    }
+    total = math.fsum(float(f.sum()) for f in mean.values())
     level = _positive(damping * total / members[0].n_parameters, damping)
     if not damping and any(bool((f == 0).any()) for f in mean.values()):
         raise ParameterError("the Fisher has zeros on its diagonal: damping=0 divides by them")
@@ -136,7 +137,7 @@ def _diagonal(members: Sequence[Fisher], damping: float, source: str) -> Metric:
 def _positive(level: float, damping: float) -> float:
     if damping and not level > 0:
         raise ParameterError(
-            "the Fisher is zero everywhere, so that it gives no metric; look at the data, or choose "
-            "other parameters="
+            "the Fisher is zero everywhere, so that it gives no metric; look at the data, or "
+            "choose other parameters="
         )
     return level

@@ -82,6 +82,7 @@ def removal(
     schedule: Schedule,
     batch_rows: int = 16,
     seeds: Sequence[int] = tuple(range(8)),
+    at: nn.Module | None = None,
     metric: str = NATURAL,
     fishers: Fishers | None = None,
     likelihood: str = DEFAULTS.likelihood,
@@ -109,6 +110,9 @@ def removal(
         schedule: Steps and rates of the fine-tuning.
         batch_rows: Examples per batch. Default: 16.
         seeds: Of the fine-tunings and of the random choices. Default: 0 to 7.
+        at: Where conflicts are computed: for instance a copy that was fine-tuned on all of B, as
+            gradients where the forgetting happens say more than those where it begins. Default:
+            ``None``, at ``model``.
         metric: ``"plain"``, or ``"natural"``, which is nearer to what AdamW does with a
             gradient. Default: ``"natural"``.
         fishers: As in :func:`conflict`. Default: ``None``, estimated.
@@ -146,7 +150,7 @@ def removal(
         )
     first, second = halves(ready[ON].examples)
     found = conflict(
-        model,
+        model if at is None else at,
         {ON: first, BY: training},
         fishers=fishers,
         likelihood=likelihood,
@@ -295,4 +299,4 @@ def _run(
 
 def _loss(model: nn.Module, prepared: Prepared, rows: Sequence[Example]) -> float:
     frame = outcomes(model, prepared.likelihood, batches(rows))[""]
-    return float(frame["loss"].sum() / frame["tokens"].sum())
+    return float(frame["loss"].to_numpy().sum() / frame["tokens"].to_numpy().sum())

@@ -97,8 +97,8 @@ def gather(
     """
     if not plan.exact and metric is not None and metric.fisher is not None:
         raise ParameterError(
-            f"a {metric.fisher.structure} Fisher multiplies whole gradients, but memory_limit allows "
-            "sketches only: raise it, use fewer examples, or pass diagonal Fishers"
+            f"a {metric.fisher.structure} Fisher multiplies whole gradients, but memory_limit "
+            "allows sketches only: raise it, use fewer examples, or pass diagonal Fishers"
         )
     rows = _Rows(prepared, plan, metric, seed)
     for task, request in prepared.items():
