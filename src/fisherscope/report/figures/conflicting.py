@@ -95,9 +95,9 @@ class HarmfulData:
         return (
             f"Up to {_SHOWN} examples per pair of tasks, the surest first. Bars: mean harm in "
             "units of its own standard error, relative to the other examples of the same task. "
-            "Filled: the q-value (Benjamini and Hochberg) is small enough and a step on the example raises "
-            "the other task's loss. p-values come from permuting harms among examples, for each "
-            "example that is hurt by itself."
+            "Filled: the q-value (Benjamini and Hochberg) is small enough and a step on the "
+            "example raises the other task's loss. p-values come from permuting harms among "
+            "examples, for each example that is hurt by itself."
         )
 
     def table(self) -> Table:
