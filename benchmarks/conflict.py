@@ -4,7 +4,7 @@
     python benchmarks/conflict.py --page     # the table from the figures in results/
 
 The demo's base model is fine-tuned on lessons (questions and answers); prose is to be kept. Once
-with lessons as they are, once with some of them spoilt: the tokens of their answers shuffled.
+on lessons alone, once with some of them replaced by noise: tokens of training prose, shuffled.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import platform
 import random
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "conflict.json"
 PAGE = ROOT / "docs" / "interference.md"
 MARKS = ("<!-- conflict: begin -->", "<!-- conflict: end -->")
-LENGTH, ROWS, LESSONS, SPOILT = 64, 60, 120, 40
+LENGTH, ROWS, LESSONS, NOISE, NOISE_LENGTH = 64, 60, 120, 40, 24
 REMOVED, SEEDS, BATCH = 40, 8, 8
-SCHEDULE = Schedule(steps=30, peak=1e-3)
+SCHEDULE = Schedule(steps=40, peak=5e-4)
 
 
 def main() -> None:
@@ -50,7 +51,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if not chosen.page:
         torch.set_num_threads(1)
-        RESULTS.write_text(json.dumps(measure(chosen.demo), indent=1) + "\n")
+        RESULTS.write_text(json.dumps(measure(chosen.demo)) + "\n")
     table.write(PAGE, render(json.loads(RESULTS.read_text())) + "\n", MARKS)
 
 
@@ -63,11 +64,12 @@ def measure(folder: Path) -> dict[str, Any]:
     for name, path in demo.tasks.items():
         rows = read_jsonl(path, tokenizer, max_length=LENGTH)
         tasks[name] = rows[:: len(rows) // ROWS][:ROWS]
-    lessons = sample(tokenizer, LESSONS + SPOILT)
-    spoilt = [spoil(e, i) for i, e in enumerate(lessons[:SPOILT])]
+    corpora = read_corpora()
+    lessons = sample(corpora.lessons, tokenizer, LESSONS + NOISE)
+    noise = shuffled("\n".join(corpora.documents["prose"]), tokenizer, NOISE)
     found = conflict(model, tasks, seed=0)
     studies = {}
-    for name, rows in (("as they are", lessons), ("some spoilt", [*spoilt, *lessons[SPOILT:]])):
+    for name, rows in (("lessons", lessons), ("lessons and noise", [*lessons[NOISE:], *noise])):
         result = removal(
             model,
             tasks["prose"],
@@ -77,22 +79,24 @@ def measure(folder: Path) -> dict[str, Any]:
             schedule=SCHEDULE,
             batch_rows=BATCH,
             seeds=tuple(range(SEEDS)),
+            arms=("conflicting",),
             memory_limit="4GB",
         )
-        studies[name] = study(result, {e.id for e in spoilt})
+        studies[name] = study(result)
     return plain({
         "cosines": found.cosines,
         "norms": found.norms,
         "tests": found.tests,
-        "examples": found.examples.groupby(["on", "by", "metric"]).head(5),
-        "pairs": found.pairs.groupby(["on", "by", "metric"]).head(5),
+        "examples": found.examples.groupby(["on", "by", "metric"]).head(3),
+        "pairs": found.pairs.groupby(["on", "by", "metric"]).head(3),
         "plan": found.plan.describe(),
         "removal": studies,
         "sizes": {
             "tokens per row": LENGTH,
             "rows of prose": ROWS,
-            "lessons": LESSONS + SPOILT,
-            "spoilt": SPOILT,
+            "examples": LESSONS + NOISE,
+            "noise": NOISE,
+            "tokens of noise": NOISE_LENGTH,
             "removed": REMOVED,
             "seeds": SEEDS,
             "batch": BATCH,
@@ -104,68 +108,58 @@ def measure(folder: Path) -> dict[str, Any]:
     })
 
 
-def sample(tokenizer: Any, count: int) -> list[Example]:
-    rows = list(read_corpora().lessons)
-    random.Random(0).shuffle(rows)
-    path = Path(tempfile.mkdtemp()) / "lessons.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
-    try:
+def sample(rows: Sequence[dict[str, str]], tokenizer: Any, count: int) -> list[Example]:
+    chosen = random.Random(0).sample(list(rows), count)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "lessons.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in chosen))
         return read_jsonl(path, tokenizer, max_length=LENGTH)
-    finally:
-        path.unlink()
 
 
-def spoil(example: Example, seed: int) -> Example:
-    """Shuffle the tokens of the answer."""
-    assert example.labels is not None
-    at = (example.labels != -100).nonzero().flatten()
-    order = torch.randperm(len(at), generator=torch.Generator().manual_seed(seed))
-    ids, labels = example.inputs["input_ids"].clone(), example.labels.clone()
-    ids[at] = labels[at] = labels[at][order]
-    return Example(example.id, {**example.inputs, "input_ids": ids}, labels)
+def shuffled(text: str, tokenizer: Any, count: int) -> list[Example]:
+    """Stretches of a text with their tokens in random order, all of them supervised."""
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    source = torch.Generator().manual_seed(0)
+    begin = torch.tensor([tokenizer.bos_token_id])
+    found = []
+    for number in range(count):
+        start = int(torch.randint(len(ids) - NOISE_LENGTH, (), generator=source))
+        order = torch.randperm(NOISE_LENGTH, generator=source)
+        row = torch.cat([begin, ids[start : start + NOISE_LENGTH][order]])
+        found.append(Example(f"noise-{number}", {"input_ids": row}, row.clone()))
+    return found
 
 
-def study(result: Removal, spoilt: set[str]) -> dict[str, Any]:
+def study(result: Removal) -> dict[str, Any]:
     tests = result.conflict.tests
     return {
         "differences": result.differences,
         "runs": result.runs,
         "before": result.before,
         "first": result.order[:REMOVED],
-        "spoilt_among_first": sum(i in spoilt for i in result.order[:REMOVED]),
+        "noise_among_first": sum(i.startswith("noise") for i in result.order[:REMOVED]),
         "tests": tests[(tests["on"] == "on") & (tests["by"] == "by")],
     }
 
 
 def render(known: dict[str, Any]) -> str:
     sizes = known["sizes"]
-    rows = []
+    rows, said = [], []
     for name, one in known["removal"].items():
-        means: dict[str, list[float]] = {}
-        for run in one["runs"]:
-            means.setdefault(run["arm"], []).append(run["loss_on"])
-        for line in one["differences"]:
-            rows.append([
-                f"lessons {name}",
-                f"{line['arm']}",
-                {"on": "prose", "by": "questions"}[line["loss"]],
-                f"{line['value']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f})",
-                line["outcome"].replace("_", " "),
-            ])
-    header = ["trained on", "left out", "loss of", "minus random ones left out", "outcome"]
-    said = []
-    for name, one in known["removal"].items():
-        loss = one["before"]
+        found = {line["loss"]: line for line in one["differences"]}
+        rows.append([name, *(_interval(found[loss]) for loss in ("on", "by"))])
         after = [run["loss_on"] for run in one["runs"] if run["arm"] == "random"]
         said.append(
-            f"- Lessons {name}: fine-tuning takes the loss of prose from {loss['on']:.3f} to "
-            f"{sum(after) / len(after):.3f} without random ones. {_verdict(one)}"
+            f"- {name.capitalize()}: fine-tuning takes the loss of prose from "
+            f"{one['before']['on']:.3f} to {sum(after) / len(after):.3f} with random ones left "
+            f"out. Leaving out the most conflicting ones {_WORDS[found['on']['outcome']]}; the "
+            f"loss of held-out questions {_OTHER[found['by']['outcome']]}."
         )
-    spoilt = known["removal"]["some spoilt"]
+    noisy = known["removal"]["lessons and noise"]["noise_among_first"]
     said.append(
-        f"- Of the {sizes['removed']} most conflicting lessons {spoilt['spoilt_among_first']} are "
-        f"spoilt ones ({sizes['spoilt']} of {sizes['lessons']} are; by chance "
-        f"{sizes['removed'] * sizes['spoilt'] / sizes['lessons']:.0f})."
+        f"- Of the {sizes['removed']} most conflicting examples {noisy} are noise "
+        f"({sizes['noise']} of {sizes['examples']} are; by chance "
+        f"{sizes['removed'] * sizes['noise'] / sizes['examples']:.0f})."
     )
     pairs = [
         [
@@ -177,31 +171,39 @@ def render(known: dict[str, Any]) -> str:
         for line in known["cosines"]
         if line["scope"] == "all"
     ]
+    header = ["fine-tuned on", "loss of prose", "loss of held-out questions"]
     return (
-        f"{table.markdown(header, rows)}\n\n"
+        "Without the most conflicting examples minus without random ones, nats per token, mean "
+        f"over seeds with a paired 95% t-interval:\n\n{table.markdown(header, rows)}\n\n"
         + "\n".join(said)
         + "\n\nCosines of mean gradients at the base model, all layers:\n\n"
         + table.markdown(["tasks", "metric", "cosine", "outcome"], pairs)
-        + f"\n\n{sizes['lessons']} lessons, {sizes['removed']} left out, {sizes['seeds']} seeds, "
+        + f"\n\n{sizes['examples']} examples (noise: {sizes['noise']} rows of "
+        f"{sizes['tokens of noise']} tokens of training prose in random order, in place of as "
+        f"many lessons), {sizes['removed']} left out, {sizes['seeds']} seeds, "
         f"{sizes['schedule']['steps']} steps of {sizes['batch']} rows, AdamW at "
-        f"{sizes['schedule']['peak']:g}; {sizes['rows of prose']} rows of prose, half to find "
-        f"conflicts and half to measure; rows cut to {sizes['tokens per row']} tokens. "
-        f"{known['cpu_seconds']} s of CPU time; {known['machine']}."
+        f"{sizes['schedule']['peak']:g}; conflicts in the natural metric; "
+        f"{sizes['rows of prose']} rows of prose, half to find conflicts and half to measure; "
+        f"rows cut to {sizes['tokens per row']} tokens. {known['cpu_seconds']} s of CPU time; "
+        f"{known['machine']}."
     )
 
 
-def _verdict(one: dict[str, Any]) -> str:
-    found = {(line["arm"], line["loss"]): line["outcome"] for line in one["differences"]}
-    words = {
-        "better": "keeps prose better than leaving out random ones",
-        "worse": "keeps prose worse than leaving out random ones",
-        "not_resolved": "is not told apart from leaving out random ones",
-        "too_few_seeds": "was tried too few times",
-    }
-    return (
-        f"Leaving out the most conflicting ones {words[found['conflicting', 'on']]}; leaving out "
-        f"the most helpful ones {words[found['helpful', 'on']]}."
-    )
+def _interval(line: dict[str, Any]) -> str:
+    outcome = line["outcome"].replace("_", " ")
+    return f"{line['value']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f}), {outcome}"
+
+
+_WORDS = {
+    "better": "keeps prose better",
+    "worse": "keeps prose worse",
+    "not_resolved": "is not told apart from that",
+}
+_OTHER = {
+    "better": "is lower",
+    "worse": "is higher",
+    "not_resolved": "is not told apart",
+}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import fisherscope as fs
+from fisherscope.data import halves
 from fisherscope.studies.conflict import removal
 from fisherscope.studies.conflict.removal import differences, matched
 from fisherscope.studies.tuning import Schedule
@@ -72,6 +73,10 @@ def test_arms_differ_in_nothing_else(found):
 def test_the_half_that_chooses_is_not_the_half_that_measures(found):
     # Catches conflicts fitted to the examples on which the loss is reported.
     assert found.conflict.n_examples == {"on": 30, "by": 60}
+    _, second = halves(labelled("a", 60, 1))
+    x, y = torch.stack([e.inputs["0"] for e in second]), torch.stack([e.labels for e in second])
+    expected = nn.functional.cross_entropy(model()(x), y).item()
+    assert found.before["on"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_stand_ins_have_about_as_many_tokens_and_are_drawn_from_all():
@@ -123,7 +128,8 @@ def test_a_fine_tuning_that_diverges_is_a_result():
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("remove", 0), ("remove", 12), ("seeds", (0, 0)), ("metric", "odd")]
+    ("option", "value"),
+    [("remove", 0), ("remove", 12), ("seeds", (0, 0)), ("metric", "odd"), ("arms", ("random",))],
 )
 def test_errors_before_any_work(option, value):
     options = {"remove": 3, "schedule": SCHEDULE, "held_out": labelled("test", 8, 3), option: value}

@@ -43,8 +43,8 @@ def test_inner_products_are_unbiased_with_the_variance_that_the_plan_states():
     # Catches a sketch without signs (inner products are inflated by the sums) or one with the
     # same column for neighbours; the variance is the formula's, computed by hand here.
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(400, generator=g)
-    y = 0.3 * x + torch.randn(400, generator=g)
+    x = 1 + torch.randn(400, generator=g)
+    y = 1 + 0.3 * x + torch.randn(400, generator=g)
     x[:5] *= 6
     width, found = 64, []
     for seed in range(600):

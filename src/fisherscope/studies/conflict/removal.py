@@ -27,7 +27,7 @@ from fisherscope.studies.tuning import Schedule, fine_tune, row_batches
 
 ON, BY = "on", "by"
 CONFLICTING, RANDOM, HELPFUL = "conflicting", "random", "helpful"
-ARMS = (CONFLICTING, HELPFUL, RANDOM)
+ARMS = (CONFLICTING, HELPFUL)
 # A random example takes the place of one with about as many tokens: one of so many nearest.
 _NEAREST = 10
 
@@ -82,6 +82,7 @@ def removal(
     schedule: Schedule,
     batch_rows: int = 16,
     seeds: Sequence[int] = tuple(range(8)),
+    arms: Sequence[str] = ARMS,
     at: nn.Module | None = None,
     metric: str = NATURAL,
     fishers: Fishers | None = None,
@@ -110,6 +111,8 @@ def removal(
         schedule: Steps and rates of the fine-tuning.
         batch_rows: Examples per batch. Default: 16.
         seeds: Of the fine-tunings and of the random choices. Default: 0 to 7.
+        arms: What to leave out besides random examples: ``"conflicting"``, ``"helpful"``.
+            Default: both.
         at: Where conflicts are computed: for instance a copy that was fine-tuned on all of B, as
             gradients where the forgetting happens say more than those where it begins. Default:
             ``None``, at ``model``.
@@ -125,11 +128,13 @@ def removal(
         Losses and paired differences.
 
     Raises:
-        ParameterError: If ``remove``, ``seeds`` or ``metric`` makes no sense.
+        ParameterError: If ``remove``, ``arms``, ``seeds`` or ``metric`` makes no sense.
         DataError: If A is too small to be halved.
     """
     if metric not in (PLAIN, NATURAL):
         raise ParameterError(f"metric={metric!r} is unknown; use {PLAIN!r} or {NATURAL!r}")
+    if not arms or set(arms) - set(ARMS) or len(set(arms)) != len(arms):
+        raise ParameterError(f"arms={list(arms)}: choose among {', '.join(map(repr, ARMS))}")
     if len(set(seeds)) != len(seeds) or not seeds:
         raise ParameterError(f"seeds={list(seeds)}: give one or more different seeds")
     config = FisherConfig(likelihood=likelihood)
@@ -163,7 +168,9 @@ def removal(
     measured = {ON: (ready[ON], second), BY: (ready["held_out"], ready["held_out"].examples)}
     runs = []
     for number in tqdm(seeds, desc="fine-tunings", unit="seed", disable=not progress):
-        for arm, out in _arms(order, remove, training, ready[BY], number).items():
+        cuts = _arms(order, remove, training, ready[BY], number)
+        for arm in (*arms, RANDOM):
+            out = cuts[arm]
             runs.append({
                 "seed": number,
                 "arm": arm,
