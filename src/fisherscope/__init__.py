@@ -67,7 +67,16 @@ from fisherscope.structures import (
     KFACFisher,
     load,
 )
-from fisherscope.surgery import Merged, Sparsity, keep_pruned, merge, precondition, prune, sparsity
+from fisherscope.surgery import (
+    EWC,
+    Merged,
+    Sparsity,
+    keep_pruned,
+    merge,
+    precondition,
+    prune,
+    sparsity,
+)
 
 __all__ = [
     # estimates
@@ -122,6 +131,7 @@ __all__ = [
     "top_coordinates",
     "top_directions",
     # changes
+    "EWC",
     "Merged",
     "Sparsity",
     "keep_pruned",

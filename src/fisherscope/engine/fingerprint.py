@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,8 +24,20 @@ def model_fingerprint(model: nn.Module) -> str:
     Returns:
         32 hexadecimal digits.
     """
+    return state_fingerprint(model.state_dict(keep_vars=False))
+
+
+def state_fingerprint(state: Mapping[str, Any]) -> str:
+    """Hash of weights and persistent buffers; :func:`model_fingerprint` of the model they are of.
+
+    Args:
+        state: What ``state_dict()`` gave; entries that are no tensors don't count.
+
+    Returns:
+        32 hexadecimal digits.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict(keep_vars=False).items()):
+    for name, tensor in sorted(state.items()):
         if not isinstance(tensor, torch.Tensor):
             continue
         flat = tensor.detach().reshape(-1)
