@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from fisherscope.arguments import check_mapping, check_number
 from fisherscope.data import Example
 from fisherscope.data import examples as as_examples
 from fisherscope.defaults import DEFAULTS, FisherConfig
@@ -113,11 +114,18 @@ class UnifiedModelAnalyzer:
                 ``StoreError``.
         """
         several = not isinstance(models, nn.Module)
+        if several:
+            check_mapping("models", models, "a model, or {name: model}")
+            for name, model in models.items():
+                if not isinstance(model, nn.Module):
+                    raise ParameterError(
+                        f"models[{name!r}] is a {type(model).__name__}, not a torch module."
+                    )
         named = dict(models) if several else {ONE: models}
         if not named:
             raise ParameterError("models is empty; give at least one model")
-        if not 0 <= sparsity < 1:
-            raise ParameterError(f"sparsity={sparsity!r} must be at least 0 and below 1")
+        check_number("sparsity", sparsity, low=0, below=1)
+        check_mapping("tasks", tasks, "{name: data}")
         if not tasks:
             raise TaskError("tasks is empty; give at least one task, as {name: data}")
         examples = {
