@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -226,19 +225,17 @@ class UnifiedModelAnalyzer:
     ) -> Rows:
         if not damage.enabled or not damage.pair_examples:
             return []
-        found = []
-        for a, b in itertools.combinations(keys, 2):
-            say(f"Which of {a} and {b} is hurt more by the other")
-            first, second = (
-                used(examples[task], self.store[keys[task]])[: damage.pair_examples]
-                for task in (a, b)
-            )
-            compared = self.modularity.compute_fisher_damage_with_asymmetry(
-                model, first, second, measure=damage.measure, names=(a, b)
-            )
-            rows = compared.to_frame().to_dict(orient="records")
-            found += [{"task_a": a, "task_b": b, **row} for row in rows]
-        return found
+        say("Which of two tasks is hurt more by the other")
+        rows = {
+            task: used(examples[task], self.store[key])[: damage.pair_examples]
+            for task, key in keys.items()
+        }
+        pairs = self.modularity.compare_damages(model, rows, measure=damage.measure)
+        return [
+            {"task_a": a, "task_b": b, **row}
+            for (a, b), compared in pairs.items()
+            for row in compared.to_frame().to_dict(orient="records")
+        ]
 
     def _uncertainty(
         self,
