@@ -157,45 +157,35 @@ def _against_mean(difference: dict[str, float]) -> str:
 
 
 def _calib(study: dict[str, Any]) -> str:
-    by_case: dict[tuple[str, str], dict[str, Line]] = {}
-    for line in study["lines"]:
-        by_case.setdefault((line["case"], line["way"]), {})[line["measure"]] = line
     rows = []
-    for (case, way), measures in by_case.items():
-        cells = [
-            f"{one['before']:.3f} → {one['after']:.3f}; {_interval(one['change'])}"
-            for one in measures.values()
-        ]
-        rows.append([f"{case}, {_spoken(way)}", *cells])
-    header = ["", *(m.upper() if m != "brier" else "Brier" for m in next(iter(by_case.values())))]
-    said = [_changes(study["lines"], way) for way in dict.fromkeys(w for _, w in by_case)]
-    settings = [
-        [
-            case,
-            str(one["predictions"]),
-            f"{one['accuracy']:.2f}",
-            f"{one['effective_parameters']:.0f}",
-            f"{one['prior_precision']:.3g}",
-            f"{one['softmax_temperature']:.2f}",
-        ]
-        for case, one in study["cases"].items()
-    ]
-    columns = ["", "predictions", "accuracy", "effective parameters", "prior precision", "T"]
+    for line in study["lines"]:
+        ece, (stated, now) = line["ece"], line["confidence"]
+        spread = f"{min(ece['seeds']):+.3f} to {max(ece['seeds']):+.3f}"
+        rows.append([
+            line["case"],
+            line["way"],
+            f"{stated:.2f} → {now:.2f}",
+            f"{line['accuracy']:.2f}",
+            _interval(line["nll"]),
+            f"{ece['before']:.3f} → {ece['after']:.3f}; {_interval(ece)}",
+            "–" if len(ece["seeds"]) == 1 else spread,
+            f"{line['honest']:.3f}",
+            f"{line['setting']:.3g}",
+        ])
+    header = ["", "by", "confidence", "accuracy", "NLL", "ECE", "each seed's", "honest", "δ or T"]
+    said = []
+    for way in dict.fromkeys(line["way"] for line in study["lines"]):
+        own = [line for line in study["lines"] if line["way"] == way]
+        parts = []
+        for measure in ("nll", "ece"):
+            below, above, open_ones = _verdict([line[measure] for line in own])
+            parts.append(
+                f"{measure.upper()} falls in {below}, rises in {above}, unresolved in {open_ones}"
+            )
+        said.append(f"- {way.capitalize()}, of {len(own)} cases: {'; '.join(parts)}.")
+    counts = ", ".join(str(n) for n in dict.fromkeys(one["predictions"] for one in study["lines"]))
     return (
         f"{table.markdown(header, rows)}\n\n"
-        + "\n".join(f"- {one}" for one in said)
-        + f"\n\n{table.markdown(columns, settings)}\n\n{_made(study)}"
+        + "\n".join(said)
+        + f"\n\nPredictions measured on, case by case: {counts}. {_made(study)}"
     )
-
-
-def _changes(lines: list[Line], way: str) -> str:
-    parts = []
-    for measure in dict.fromkeys(one["measure"] for one in lines):
-        found = [one["change"] for one in lines if (one["way"], one["measure"]) == (way, measure)]
-        below, above, open_ones = _verdict(found)
-        parts.append(f"{measure} falls in {below}, rises in {above}, unresolved in {open_ones}")
-    return f"{_spoken(way).capitalize()}, of {len(found)} cases: " + "; ".join(parts) + "."
-
-
-def _spoken(way: str) -> str:
-    return way.replace("_", " ")

@@ -152,6 +152,19 @@ def estimate(
     return dataclasses.replace(parts[0] + parts[1], halves=(parts[0], parts[1]))
 
 
+@torch.inference_mode(False)
+def estimate_prepared(prepared: Prepared) -> Fisher:
+    """:func:`estimate` for a request that has been checked, in one pass without a bar.
+
+    Args:
+        prepared: The request; its structure is not ``"ekfac"``.
+
+    Returns:
+        The Fisher.
+    """
+    return _Estimate(None, False, None)(prepared, prepared.examples, None, "Fisher")
+
+
 def identity(model: nn.Module, data: Any, **options: Any):
     """The identity that :func:`estimate` would give its result, without estimating.
 

@@ -87,6 +87,27 @@ class Prepared:
             identity=replace(self.identity, parameters=shapes),
         )
 
+    def under(self, config: FisherConfig) -> Prepared:
+        """The same request for other labels or another unit.
+
+        Args:
+            config: Options that differ in ``fisher_type``, ``unit``, ``draws``, ``seed`` or
+                ``sampling`` at most; this request has the data's labels.
+
+        Returns:
+            A new request.
+        """
+        sampled = config.fisher_type == "mc"
+        identity = replace(
+            self.identity,
+            fisher_type=config.fisher_type,
+            unit=config.unit,
+            draws=config.draws if sampled else 1,
+            seed=config.seed if sampled else 0,
+            sampling=config.sampling if sampled else "labels",
+        )
+        return replace(self, config=config, identity=identity)
+
     @cached_property
     def labelling(self) -> Labelling:
         """Which labels are scored."""

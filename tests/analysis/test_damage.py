@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -339,3 +340,12 @@ def test_table():
         *("unit", "n_examples", "n_tokens"),
     ]
     assert frame["unit"].tolist() == ["nats per token"]
+
+
+def test_the_first_order_needs_the_datas_labels():
+    # Catches: class 0 in place of labels that are not there.
+    case = models.case("mlp")
+    mute = [replace(e, labels=None) for e in rows.examples(case.rows)]
+    delta = {name: torch.zeros_like(p) for name, p in case.model.named_parameters()}
+    with pytest.raises(fs.DataError, match="label"):
+        fs.damage(case.model, mute, delta, likelihood="classification")

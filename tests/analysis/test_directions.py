@@ -110,9 +110,11 @@ def test_ties_and_zeros():
 def test_bad_input_is_named():
     fisher = fisher_of(draw({"a": (3, 4)}))
     for k in (0, 13, 1.5, True):
-        with pytest.raises(ParameterError, match=f"k={k!r} must be between 1 and 12"):
+        with pytest.raises(
+            ParameterError, match=f"k={k!r} must be a whole number between 1 and 12"
+        ):
             top_directions(fisher, k=k)
     with pytest.raises(ParameterError, match="grouped Fisher"):
         top_directions(make("grouped"))
-    with pytest.raises(ParameterError, match="rank=0 must be between 1 and 2"):
+    with pytest.raises(ParameterError, match="rank=0 must be a whole number between 1 and 2"):
         top_directions(fisher, k=2).direction(0)

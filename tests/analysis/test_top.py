@@ -75,8 +75,8 @@ def test_groups_and_scalars_are_coordinates_too():
     [
         ({}, "exactly one of k and fraction"),
         ({"k": 1, "fraction": 0.1}, "exactly one of k and fraction"),
-        ({"k": 0}, "k=0 must be between 1 and 35"),
-        ({"k": 36}, "k=36 must be between 1 and 35"),
+        ({"k": 0}, "k=0 must be a whole number between 1 and 35"),
+        ({"k": 36}, "k=36 must be a whole number between 1 and 35"),
         ({"fraction": 0.0}, "fraction=0.0"),
         ({"fraction": 1.5}, "fraction=1.5"),
         ({"k": 1, "scope": "layer"}, "scope='layer' is unknown"),

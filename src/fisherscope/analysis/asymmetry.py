@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,16 +14,17 @@ from torch import nn
 
 from fisherscope.analysis.damage_index import DamageKind
 from fisherscope.analysis.importance import ENOUGH_EXAMPLES
+from fisherscope.analysis.party import party
 from fisherscope.analysis.step_damage import (
     ENDS,
     StepDamage,
-    directed,
     resampled_index,
     resamples,
     step_config,
+    step_damages,
 )
 from fisherscope.analysis.step_noise import step_noise
-from fisherscope.defaults import DEFAULTS, FisherType, Unit
+from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, Unit
 from fisherscope.errors import ParameterError
 from fisherscope.naming import Selection
 from fisherscope.results import Result
@@ -152,22 +155,72 @@ def asymmetry(
     if len(names) != 2 or names[0] == names[1] or not all(isinstance(n, str) for n in names):
         raise ParameterError(f"names={names!r} must be two different texts.")
     config = step_config(
-        kind, parameters, fisher_type, unit, likelihood, draws, seed, batch_size, max_examples
+        *(kind, learning_rate, parameters, fisher_type, unit, likelihood),
+        *(draws, seed, batch_size, max_examples),
     )
-    options: dict[str, Any] = {"kind": kind, "learning_rate": learning_rate, "measure": measure}
-    a = directed(model, data_a, data_b, config, **options)
-    b = directed(model, data_b, data_a, config, **options)
-    noise = [step_noise(a, b, kind, measure=measure), step_noise(b, a, kind, measure=measure)]
-    counts = [resamples(side.damage.n_examples, [seed, n]) for n, side in enumerate((a, b))]
-    quantities = ["index", "second", "predicted", *["measured"] * measure]
-    sides = (a.damage, b.damage)
-    rows = [_row(quantity, sides, counts, noise, names) for quantity in quantities]
+    data = dict(zip(names, (data_a, data_b), strict=True))
+    pairs = asymmetries(
+        model, data, config, kind=kind, learning_rate=learning_rate, measure=measure
+    )
+    return pairs[names]
+
+
+def asymmetries(
+    model: nn.Module,
+    tasks: Mapping[str, Any],
+    config: FisherConfig,
+    *,
+    kind: DamageKind = "quadratic",
+    learning_rate: float | None = None,
+    measure: bool = False,
+) -> dict[tuple[str, str], Asymmetry]:
+    """:func:`asymmetry` of every two of several tasks, each of them prepared once.
+
+    Args:
+        model: The model; it comes back untouched.
+        tasks: Task name to data.
+        config: The settings, as :func:`fisherscope.analysis.step_damage.step_config` has them.
+        kind: Of the index. Default: ``"quadratic"``.
+        learning_rate: Of all steps. Default: ``None``, half of each task's own Cauchy step.
+        measure: Also take the steps and measure. Default: ``False``.
+
+    Returns:
+        Pair of names to what the two do to each other.
+    """
+    roles = {"hurt", "stepping"}
+    parties = {
+        name: party(model, data, config, roles=roles, learning_rate=learning_rate)
+        for name, data in tasks.items()
+    }
+    damages, noises = {}, {}
+    for name, hurt in parties.items():
+        others = {label: other for label, other in parties.items() if label != name}
+        found = step_damages(hurt, others, kind=kind, measure=measure)
+        damages |= {(name, label): one for label, one in found.items()}
+        noise = step_noise(hurt, others, found, kind, measure=measure)
+        noises |= {(name, label): one for label, one in noise.items()}
+    return {
+        (a, b): _compared(
+            (a, b), (damages[a, b], damages[b, a]), (noises[a, b], noises[b, a]), config.seed
+        )
+        for a, b in itertools.combinations(tasks, 2)
+    }
+
+
+def _compared(
+    names: tuple[str, str],
+    sides: tuple[StepDamage, StepDamage],
+    noise: tuple[pd.DataFrame, pd.DataFrame],
+    seed: int,
+) -> Asymmetry:
+    counts = [resamples(side.n_examples, [seed, n]) for n, side in enumerate(sides)]
+    rows = [_row(quantity, sides, counts, noise, names) for quantity in noise[0].columns]
     return Asymmetry(
         names=names,
         more_fragile=rows[0]["more_fragile"],
         outcome=rows[0]["outcome"],
-        a=a.damage,
-        b=b.damage,
+        a=sides[0],
+        b=sides[1],
         frame=pd.DataFrame(rows),
     )
 
@@ -176,7 +229,7 @@ def _row(
     quantity: str,
     sides: tuple[StepDamage, StepDamage],
     counts: list[np.ndarray],
-    noise: list[pd.DataFrame],
+    noise: tuple[pd.DataFrame, pd.DataFrame],
     names: tuple[str, str],
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"quantity": quantity}

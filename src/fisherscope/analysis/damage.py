@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from fisherscope.arguments import check_mapping, check_tensors
 from fisherscope.data import batches
 from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType
 from fisherscope.engine.displace import displaced
@@ -56,6 +57,25 @@ class Damage(Result):
     fisher_type: str
     n_examples: int
     n_tokens: int
+
+    def of(self, label: str) -> Damage:
+        """The part of one displacement.
+
+        Args:
+            label: Its label.
+
+        Returns:
+            The same for this one alone.
+        """
+        parts = {
+            name: frame[frame["displacement"] == label].reset_index(drop=True)
+            for name, frame in (
+                ("table", self.table),
+                ("tensors", self.tensors),
+                ("examples", self.examples),
+            )
+        }
+        return replace(self, **parts)
 
     def to_frame(self) -> pd.DataFrame:
         """The predictions beside the measurements.
@@ -131,7 +151,7 @@ def damage(
     moves = {label: _checked(label, move, model, known) for label, move in deltas.items()}
     names = [n for n in known if any(n in move for move in moves.values())]
     config = FisherConfig(
-        fisher_type=fisher_type,
+        fisher_type="empirical",  # the first order and the measurement need the data's labels
         likelihood=likelihood,
         draws=draws,
         seed=seed,
@@ -140,7 +160,38 @@ def damage(
         parameters=[glob.escape(name) for name in names],
     )
     prepared = prepare(model, data, config)
-    groups = batches(prepared.examples, batch_size)
+    prepared = prepared.under(replace(config, fisher_type=fisher_type))
+    return damage_prepared(
+        prepared, moves, scales=scales, fishers=fishers, measure=measure, progress=progress
+    )
+
+
+@torch.inference_mode(False)
+def damage_prepared(
+    prepared: Prepared,
+    moves: Mapping[str, Delta],
+    *,
+    scales: Sequence[float] = (1.0,),
+    fishers: Mapping[str, Fisher] | None = None,
+    measure: bool,
+    progress: bool = False,
+) -> Damage:
+    """:func:`damage` for a request that has been checked.
+
+    Args:
+        prepared: The request, with the data's labels; its ``fisher_type``, ``draws`` and ``seed``
+            are those of the second order.
+        moves: Label to displacement of parameters of the request, under their first names.
+        scales: As for :func:`damage`. Default: once.
+        fishers: As for :func:`damage`. Default: none.
+        measure: Take the step and measure.
+        progress: Show a progress bar. Default: ``False``.
+
+    Returns:
+        Predictions and measurements.
+    """
+    config, names = prepared.config, list(prepared.parameters)
+    groups = batches(prepared.examples, config.batch_size)
     ids = [e.id for group in groups for e in group]
     tokens = np.array([prepared.likelihood.tokens(e) for g in groups for e in g], dtype=float)
 
@@ -149,8 +200,8 @@ def damage(
 
     gradient = along(Labelling())[0]
     scores = gradient[None]
-    if fisher_type == "mc":
-        scores = along(Labelling(draws=draws, seed=seed))
+    if config.fisher_type == "mc":
+        scores = along(Labelling(draws=config.draws, seed=config.seed))
     unmeasured = np.full(len(ids), np.nan)
     changes = {(label, scale): unmeasured for label in moves for scale in scales}
     if measure:
@@ -207,10 +258,13 @@ def inner_products(
 
 
 def _labelled(delta: Delta | Mapping[str, Delta]) -> dict[str, Delta]:
+    check_mapping("delta", delta, "{parameter name: tensor}, or {label: such a mapping}")
     if not delta:
         raise ParameterError("delta is empty: name at least one parameter that moves")
     if all(isinstance(value, torch.Tensor) for value in delta.values()):
         return {"delta": cast(Delta, delta)}
+    for label, move in delta.items():
+        check_tensors(f"displacement {label!r}", move, "{parameter name: tensor}")
     return {label: cast(Delta, move) for label, move in delta.items()}
 
 

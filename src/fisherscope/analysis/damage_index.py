@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fisherscope.analysis.access import require_diagonal
+from fisherscope.arguments import check_choice, check_tensors
 from fisherscope.errors import NonFiniteError, ParameterError
 from fisherscope.naming import by_layer
 from fisherscope.results import Result
@@ -93,9 +94,8 @@ def damage_index(
     Raises:
         ParameterError: If ``kind`` is unknown, if gradient and Fisher have different parameters
             or shapes, or if the Fisher is grouped.
-    """
-    if kind not in get_args(DamageKind):
-        raise ParameterError(f"kind={kind!r} is unknown; use one of {list(get_args(DamageKind))}.")
+    """  # noqa: DOC502 (raised by callees)
+    check_choice("kind", kind, get_args(DamageKind))
     require_diagonal(fisher, "damage_index()")
     check_gradient(fisher, gradient)
     shapes = fisher.identity.parameters
@@ -136,6 +136,7 @@ def check_gradient(fisher: Fisher, gradient: Mapping[str, Tensor]) -> None:
         ParameterError: If a name is missing or unknown, or a shape is wrong.
         NonFiniteError: If a gradient is NaN or infinite.
     """
+    check_tensors("gradient", gradient, "{parameter name: gradient}")
     if not gradient:
         raise ParameterError("gradient is empty: pass fs.mean_gradient(model, data).")
     shapes = fisher.identity.parameters

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fisherscope.analysis.damage import inner_products
+from fisherscope.arguments import check_number
 from fisherscope.data import batches
 from fisherscope.defaults import DEFAULTS, FisherConfig
 from fisherscope.engine.scores import Score
 from fisherscope.engine.sweep import Labelling, Sweep
-from fisherscope.errors import DataError, ParameterError
+from fisherscope.errors import DataError
 from fisherscope.naming import Selection
 from fisherscope.preparation import Prepared, prepare, settled
 
@@ -73,7 +74,7 @@ def mean_gradient(
         batch_size=batch_size,
         max_examples=max_examples,
     )
-    return _gradient(prepare(model, data, config))
+    return gradient_of(prepare(model, data, config))
 
 
 def descent_step(
@@ -115,24 +116,16 @@ def descent_step(
         batch_size=batch_size,
         max_examples=max_examples,
     )
-    return descent(model, data, config, fraction=fraction).step
+    check_number("fraction", fraction, above=0)
+    return descent(prepare(model, data, config), fraction=fraction).step
 
 
 @torch.inference_mode(False)
-def descent(
-    model: nn.Module,
-    data: Any,
-    config: FisherConfig,
-    *,
-    rate: float | None = None,
-    fraction: float = 0.5,
-) -> Descent:
+def descent(prepared: Prepared, *, rate: float | None = None, fraction: float = 0.5) -> Descent:
     """The gradient of :func:`mean_gradient` with the step of :func:`descent_step`, or a given one.
 
     Args:
-        model: The model; it comes back untouched.
-        data: The task.
-        config: Parameters, likelihood, seed, batch size and number of examples.
+        prepared: The checked request of the task, with the data's labels.
         rate: Step length in units of the gradient. Default: ``None``, by the curvature.
         fraction: Of the Cauchy step. Default: 0.5.
 
@@ -140,27 +133,31 @@ def descent(
         Gradient and step length.
 
     Raises:
-        ParameterError: If ``rate`` or ``fraction`` is not positive and finite.
         DataError: If the task's gradient vanishes, so that there is no direction.
     """
-    for name, value in (("learning_rate", rate), ("fraction", fraction)):
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ParameterError(f"{name}={value!r} must be positive and finite")
-    prepared = prepare(model, data, config)
-    gradient = _gradient(prepared)
+    gradient = gradient_of(prepared)
     squared = _squared(gradient)
     if not squared:
         raise DataError("the gradient of the task vanishes: there is no direction of descent")
     if rate is not None:
         return Descent(gradient, rate)
-    labelling = Labelling(draws=1, seed=config.seed)
+    labelling = Labelling(draws=1, seed=prepared.config.seed)
     products = settled(prepared, lambda p: inner_products(p, labelling, {"g": gradient}, False))
     along = products[0, :, :, 0].sum(1)
     curvature = float((along**2).sum()) / _tokens(prepared)
     return Descent(gradient, fraction * (squared / curvature if curvature > 0 else 1.0))
 
 
-def _gradient(prepared: Prepared) -> dict[str, Tensor]:
+@torch.inference_mode(False)
+def gradient_of(prepared: Prepared) -> dict[str, Tensor]:
+    """:func:`mean_gradient` of a request that has been checked.
+
+    Args:
+        prepared: The request, with the data's labels.
+
+    Returns:
+        Parameter name to gradient in nats per token.
+    """
     total = _tokens(prepared)
     return {name: g / total for name, g in settled(prepared, _sum_of_gradients).items()}
 

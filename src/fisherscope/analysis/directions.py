@@ -11,7 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from fisherscope.analysis.access import require_diagonal
-from fisherscope.errors import ParameterError
+from fisherscope.arguments import check_whole
 from fisherscope.results import Result
 from fisherscope.structures import BlockLayout, BlockwiseFisher, Fisher
 from fisherscope.structures.blocks import BlockMatrix, DiagonalBlock
@@ -70,9 +70,8 @@ class TopDirections(Result):
 
         Raises:
             ParameterError: If there is no such rank.
-        """
-        if not 1 <= rank <= self.k:
-            raise ParameterError(f"rank={rank!r} must be between 1 and {self.k}.")
+        """  # noqa: DOC502 (raised by callees)
+        check_whole("rank", rank, low=1, most=self.k)
         row = self.frame.iloc[rank - 1]
         block = self.blocks[int(row["number"])]
         vector = block.eigenvector(int(row["index"]))
@@ -105,10 +104,9 @@ def top_directions(fisher: Fisher, *, k: int = 10) -> TopDirections:
     Source:
         Martens and Grosse (2015) for the spectrum of a Kronecker product, George et al. (2018)
         for that of EKFAC.
-    """
+    """  # noqa: DOC502 (raised by callees)
     require_diagonal(fisher, "top_directions()")
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= fisher.n_parameters:
-        raise ParameterError(f"k={k!r} must be between 1 and {fisher.n_parameters}.")
+    check_whole("k", k, low=1, most=fisher.n_parameters)
     blocks = _blocks(fisher)
     found: list[tuple[float, int, int]] = []
     for number, block in enumerate(blocks):

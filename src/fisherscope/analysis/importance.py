@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fisherscope.analysis.access import own_weights, require_diagonal, squares, weights
 from fisherscope.analysis.heads import Head, heads
+from fisherscope.arguments import check_choice
 from fisherscope.errors import ParameterError
 from fisherscope.naming import addresses, by_layer
 from fisherscope.results import Result
@@ -123,11 +124,9 @@ def importance(
     Source:
         LeCun, Denker, Solla: Optimal Brain Damage (1989), equation 5, with the Fisher matrix
         for the Hessian.
-    """
-    if method not in get_args(Method):
-        raise ParameterError(f"method={method!r} is unknown; use one of {list(get_args(Method))}.")
-    if per not in get_args(Per):
-        raise ParameterError(f"per={per!r} is unknown; use one of {list(get_args(Per))}.")
+    """  # noqa: DOC502 (raised by callees)
+    check_choice("method", method, get_args(Method))
+    check_choice("per", per, get_args(Per))
     if method == "obd" or per in {"parameter", "head"}:
         require_diagonal(fisher, f"importance(method={method!r}, per={per!r})")
     theta = own_weights(fisher, model, 'importance(method="obd")') if method == "obd" else None

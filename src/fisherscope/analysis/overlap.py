@@ -13,6 +13,7 @@ import torch
 from scipy.stats import hypergeom
 from torch import Tensor
 
+from fisherscope.arguments import check_tensors
 from fisherscope.errors import IdentityError, ParameterError
 from fisherscope.results import Result
 
@@ -78,6 +79,8 @@ def overlap(masks_a: Mapping[str, Tensor], masks_b: Mapping[str, Tensor]) -> Ove
         IdentityError: If the two have different tensors or shapes.
         ParameterError: If there are no masks, or one is not boolean.
     """
+    for which, masks in (("masks_a", masks_a), ("masks_b", masks_b)):
+        check_tensors(which, masks, "{parameter name: mask}")
     differing = [
         name
         for name in {**masks_a, **masks_b}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -11,15 +12,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from fisherscope.analysis.damage import Damage, damage
+from fisherscope.analysis.damage import Damage, damage_prepared
 from fisherscope.analysis.damage_index import DamageIndex, DamageKind, damage_index
-from fisherscope.analysis.descent import Descent, descent
+from fisherscope.analysis.descent import Descent
+from fisherscope.analysis.party import Party, party
 from fisherscope.analysis.weighted import weighted_squares
+from fisherscope.arguments import check_choice, check_number
 from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, Unit
 from fisherscope.errors import ParameterError
-from fisherscope.estimation import estimate
 from fisherscope.naming import Selection, by_layer
-from fisherscope.preparation import Prepared, prepare
 from fisherscope.results import Result
 from fisherscope.structures import Fisher
 
@@ -143,23 +144,17 @@ def step_damage(
         parameters than those that move; a gradient of B that vanishes raises ``DataError``.
     """
     config = step_config(
-        kind, parameters, fisher_type, unit, likelihood, draws, seed, batch_size, max_examples
+        *(kind, learning_rate, parameters, fisher_type, unit, likelihood),
+        *(draws, seed, batch_size, max_examples),
     )
-    found = directed(
-        model,
-        data_a,
-        data_b,
-        config,
-        kind=kind,
-        fisher=fisher,
-        learning_rate=learning_rate,
-        measure=measure,
-    )
-    return found.damage
+    hurt = party(model, data_a, config, roles={"hurt"}, fisher=fisher)
+    other = party(model, data_b, config, roles={"stepping"}, learning_rate=learning_rate)
+    return step_damages(hurt, {"b": other}, kind=kind, measure=measure)["b"]
 
 
 def step_config(
     kind: str,
+    learning_rate: float | None,
     parameters: Selection,
     fisher_type: FisherType,
     unit: Unit,
@@ -173,6 +168,7 @@ def step_config(
 
     Args:
         kind: Of the index.
+        learning_rate: Of the step, or ``None``.
         parameters: As in :func:`step_damage`, like all that follow.
         fisher_type: Labels.
         unit: Unit.
@@ -188,8 +184,9 @@ def step_config(
     Raises:
         ParameterError: If ``kind`` or ``unit`` makes no sense.
     """
-    if kind not in get_args(DamageKind):
-        raise ParameterError(f"kind={kind!r} is unknown; use one of {list(get_args(DamageKind))}.")
+    check_choice("kind", kind, get_args(DamageKind))
+    if learning_rate is not None:
+        check_number("learning_rate", learning_rate, above=0)
     if unit not in {"example", "token"}:
         raise ParameterError(
             f"unit={unit!r}: what each example adds to the index is known for 'example' and "
@@ -207,93 +204,56 @@ def step_config(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Directed:
-    """A step's damage with what it was computed from.
-
-    Attributes:
-        damage: The result.
-        prepared: The checked request of the task that is hurt.
-        fisher: Its Fisher.
-        step: The step of the other task.
-    """
-
-    damage: StepDamage
-    prepared: Prepared
-    fisher: Fisher
-    step: Descent
-
-
-def directed(
-    model: nn.Module,
-    data_a: Any,
-    data_b: Any,
-    config: FisherConfig,
-    *,
-    kind: DamageKind,
-    fisher: Fisher | None = None,
-    learning_rate: float | None = None,
-    measure: bool = False,
-) -> Directed:
-    """:func:`step_damage`, with what it was computed from.
+@torch.inference_mode(False)
+def step_damages(
+    hurt: Party, others: Mapping[str, Party], *, kind: DamageKind, measure: bool
+) -> dict[str, StepDamage]:
+    """:func:`step_damage` of one task by the steps of several others, in the same passes.
 
     Args:
-        model: The model.
-        data_a: The task that is hurt.
-        data_b: The task that takes the step.
-        config: The settings that both have in common.
+        hurt: The task that is hurt.
+        others: Label to a task that takes a step.
         kind: Of the index.
-        fisher: A Fisher for the index. Default: ``None``, estimated.
-        learning_rate: Of the step. Default: ``None``, by its curvature.
-        measure: Take the step and measure. Default: ``False``.
+        measure: Take the steps and measure.
 
     Returns:
-        Result and ingredients.
+        Label to result.
     """
-    step = descent(model, data_b, config, rate=learning_rate)
-    prepared = prepare(model, data_a, config)
-    data_a, given = prepared.examples, fisher is not None
-    common = {
-        "likelihood": config.likelihood,
-        "draws": config.draws,
-        "seed": config.seed,
-        "batch_size": config.batch_size,
-    }
-    if fisher is None:
-        fisher = estimate(
-            model,
-            data_a,
-            parameters=config.parameters,
-            fisher_type=config.fisher_type,
-            unit=config.unit,
-            progress=False,
-            **common,
+    fisher, prepared = hurt.fisher, hurt.prepared
+    assert fisher is not None
+    steps = {label: other.step for label, other in others.items() if other.step is not None}
+    moves = {label: step.step for label, step in steps.items()}
+    found = damage_prepared(hurt.exact, moves, measure=measure)
+    place = {example.id: row for row, example in enumerate(prepared.examples)}
+    squares = None
+    if not hurt.given:
+        totals, weights = _influences(fisher, steps, kind)
+        squares = weighted_squares(prepared, [weights, *totals.values()]) / fisher.denominator()
+    results = {}
+    for number, (label, step) in enumerate(steps.items()):
+        index = damage_index(fisher, step.gradient, kind=kind)
+        own = found.of(label)
+        examples = own.examples.drop(columns=["displacement", "scale"]).reset_index(drop=True)
+        added = np.full((len(examples), 2), math.nan)
+        if squares is not None:
+            rows = [place[id] for id in examples["example"]]
+            added = _linearised(squares[rows][:, [number + 1, 0]] * len(rows), index)
+        examples["index_total"], examples["index_weight"] = added.T
+        low, high = math.nan, math.nan
+        if squares is not None and len(examples) > 1 and index.outcome == "ok":
+            counts = resamples(len(examples), prepared.config.seed)
+            low, high = np.quantile(resampled_index(examples, counts), ENDS)
+        results[label] = StepDamage(
+            index=index,
+            index_low=float(low),
+            index_high=float(high),
+            damage=own,
+            learning_rate=step.rate,
+            step_norm=step.norm,
+            n_examples=len(examples),
+            examples=examples,
         )
-    index = damage_index(fisher, step.gradient, kind=kind)
-    found = damage(model, data_a, step.step, measure=measure, **common)
-    examples = found.examples.drop(columns=["displacement", "scale"])
-    added = np.full((len(examples), 2), math.nan)
-    if not given:
-        place = {example.id: row for row, example in enumerate(data_a)}
-        squares = weighted_squares(prepared, _influences(fisher, step, kind))
-        added = squares[[place[id] for id in examples["example"]]] / fisher.denominator()
-        added = _linearised(added * len(added), index)
-    examples["index_total"], examples["index_weight"] = added.T
-    low, high = math.nan, math.nan
-    if not given and len(examples) > 1 and index.outcome == "ok":
-        counts = resamples(len(examples), config.seed)
-        low, high = np.quantile(resampled_index(examples, counts), ENDS)
-    result = StepDamage(
-        index=index,
-        index_low=float(low),
-        index_high=float(high),
-        damage=found,
-        learning_rate=step.rate,
-        step_norm=step.norm,
-        n_examples=len(examples),
-        examples=examples,
-    )
-    return Directed(result, prepared, fisher, step)
+    return results
 
 
 def resamples(n: int, seed: int | list[int]) -> np.ndarray:
@@ -325,16 +285,22 @@ def resampled_index(examples: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
         return np.where(weight > 0, total / weight, math.nan)
 
 
-def _influences(fisher: Fisher, step: Descent, kind: DamageKind) -> list[dict[str, Tensor]]:
-    # Weights of the squared scores in numerator and denominator of the index; for the square
-    # root, which is not linear in F, those with which the sums come out right at F itself.
-    totals, weights = {}, {}
+def _influences(
+    fisher: Fisher, steps: Mapping[str, Descent], kind: DamageKind
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    # Weights of the squared scores in each index's numerator and in the denominator; for the
+    # square root, which is not linear in F, those with which the sums come out right at F itself.
+    weights = {}
     for name, f in fisher.diagonal().items():
-        g = step.gradient[name].double()
-        roots = f.double().rsqrt().where(f > 0, torch.zeros(())) if kind == "sqrt" else None
-        weights[name] = torch.ones_like(g) if roots is None else roots
-        totals[name] = weights[name] * (g.square() if kind == "quadratic" else g.abs())
-    return [totals, weights]
+        zero = torch.zeros((), dtype=f.dtype)
+        weights[name] = f.rsqrt().where(f > 0, zero) if kind == "sqrt" else torch.ones_like(f)
+    totals = {}
+    for label, step in steps.items():
+        sizes = {
+            n: g.square() if kind == "quadratic" else g.abs() for n, g in step.gradient.items()
+        }
+        totals[label] = {name: weight * sizes[name] for name, weight in weights.items()}
+    return totals, weights
 
 
 def _linearised(added: np.ndarray, index: DamageIndex) -> np.ndarray:

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from fisherscope.analysis.damage import inner_products
 from fisherscope.analysis.damage_index import DamageKind
-from fisherscope.analysis.descent import mean_gradient
-from fisherscope.analysis.step_damage import Directed
+from fisherscope.analysis.descent import Descent, gradient_of
+from fisherscope.analysis.party import Party
+from fisherscope.analysis.step_damage import StepDamage
 from fisherscope.data import batches
 from fisherscope.engine.displace import displaced
 from fisherscope.engine.sweep import Labelling
-from fisherscope.preparation import settled
-from fisherscope.products import operator
+from fisherscope.preparation import Prepared, settled
+from fisherscope.products import Operator
 
 Slopes = dict[str, Tensor]
 
 
-def step_noise(hurt: Directed, other: Directed, kind: DamageKind, *, measure: bool) -> pd.DataFrame:
-    r"""First-order change of each damage per example of the task that takes the step.
+def step_noise(
+    hurt: Party,
+    others: Mapping[str, Party],
+    damages: Mapping[str, StepDamage],
+    kind: DamageKind,
+    *,
+    measure: bool,
+) -> dict[str, pd.DataFrame]:
+    r"""First-order change of one task's damages per example of the tasks that take the steps.
 
     A damage is a function D of the step's mean gradient :math:`g = \sum_m g_m / \sum_m T_m`;
     example m moves it by :math:`\langle g_m - T_m g, \nabla_g D \rangle / \sum_m T_m`. The
@@ -31,62 +41,67 @@ def step_noise(hurt: Directed, other: Directed, kind: DamageKind, *, measure: bo
     for the measurement.
 
     Args:
-        hurt: The direction looked at.
-        other: The other one: its hurt task takes the step here.
+        hurt: The task that is hurt.
+        others: Label to a task that takes a step.
+        damages: Label to what that step does.
         kind: Of the index.
         measure: Whether the measurement is among the damages.
 
     Returns:
-        :math:`\langle g_m - T_m g, \nabla_g D \rangle` for each example, in the order of
-        ``other.damage.examples``, one column per quantity.
+        Label to :math:`\langle g_m - T_m g, \nabla_g D \rangle` for each example of that task,
+        in the order of its batches, one column per quantity.
     """
-    stepping = other.prepared
-    slopes = _slopes(hurt, other, kind, measure)
+    steps = {label: other.step for label, other in others.items() if other.step is not None}
+    gradients = {
+        name: torch.stack([step.gradient[name] for step in steps.values()])
+        for name in hurt.prepared.parameters
+    }
+    curvature = Operator(hurt.exact, "fisher").matvec(gradients)
+    found = {}
+    for number, (label, step) in enumerate(steps.items()):
+        product = {name: products[number] for name, products in curvature.items()}
+        slopes = _slopes(hurt, step, damages[label], product, kind, measure)
+        found[label] = _along(others[label].prepared, slopes)
+    return found
+
+
+def _along(stepping: Prepared, slopes: Mapping[str, Slopes]) -> pd.DataFrame:
     products = settled(stepping, lambda p: inner_products(p, Labelling(), slopes, False))
     along = pd.DataFrame(products[0].sum(1), columns=list(slopes))
     groups = batches(stepping.examples, stepping.config.batch_size)
-    along.index = pd.Index([example.id for group in groups for example in group])
-    examples = other.damage.examples
-    tokens = examples["tokens"].to_numpy(dtype=float)
-    along = along.loc[list(examples["example"])].reset_index(drop=True)
+    tokens = np.array([stepping.likelihood.tokens(e) for group in groups for e in group], float)
     return along.sub(tokens[:, None] * (along.sum() / tokens.sum()).to_numpy()[None], axis=1)
 
 
-def _slopes(hurt: Directed, other: Directed, kind: DamageKind, measure: bool) -> dict[str, Slopes]:
-    prepared, config = hurt.prepared, hurt.prepared.config
-    gradient, rate = hurt.step.gradient, hurt.step.rate
-    options = {
-        "parameters": config.parameters,
-        "likelihood": config.likelihood,
-        "batch_size": config.batch_size,
-    }
-    curvature = operator(
-        prepared.model,
-        prepared.examples,
-        fisher_type="mc",
-        draws=config.draws,
-        seed=config.seed,
-        **options,
-    ).matvec(gradient)
-    examples = hurt.damage.examples
-    scale = rate**2 * len(examples) / float(examples["tokens"].to_numpy().sum())
+def _slopes(
+    hurt: Party,
+    step: Descent,
+    damage: StepDamage,
+    curvature: Slopes,
+    kind: DamageKind,
+    measure: bool,
+) -> dict[str, Slopes]:
+    assert hurt.step is not None
+    prepared, rate = hurt.prepared, step.rate
+    scale = rate**2 * damage.n_examples / damage.damage.n_tokens
     second = {name: scale * product for name, product in curvature.items()}
     slopes = {
-        "index": _of_index(hurt, kind),
+        "index": _of_index(hurt, step, damage, kind),
         "second": second,
-        "predicted": {n: s - rate * other.step.gradient[n] for n, s in second.items()},
+        "predicted": {n: s - rate * hurt.step.gradient[n] for n, s in second.items()},
     }
     if measure:
-        with displaced(prepared.parameters, hurt.step.step):
-            there = mean_gradient(prepared.model, prepared.examples, **options)
+        with displaced(prepared.parameters, step.step):
+            there = gradient_of(prepared)
         slopes["measured"] = {name: -rate * g for name, g in there.items()}
     return slopes
 
 
-def _of_index(hurt: Directed, kind: DamageKind) -> Slopes:
-    slopes, weight = {}, hurt.damage.index.weight
+def _of_index(hurt: Party, step: Descent, damage: StepDamage, kind: DamageKind) -> Slopes:
+    assert hurt.fisher is not None
+    slopes, weight = {}, damage.index.weight
     for name, f in hurt.fisher.diagonal().items():
-        g = hurt.step.gradient[name]
+        g = step.gradient[name]
         f = f.sqrt() if kind == "sqrt" else f
         slope = f * (2 * g if kind == "quadratic" else torch.sign(g))
         slopes[name] = slope / weight if weight > 0 else torch.full_like(slope, math.nan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fisherscope.analysis.access import extents, flat, top
+from fisherscope.arguments import check_choice, check_number, check_whole
 from fisherscope.errors import ParameterError
 from fisherscope.results import Result
 from fisherscope.structures import Fisher
@@ -88,16 +89,15 @@ def top_coordinates(
         ParameterError: If not exactly one of ``k`` and ``fraction`` is given, if it is out
             of range, or if ``scope`` is unknown.
     """
-    if scope not in {"global", "tensor"}:
-        raise ParameterError(f"scope={scope!r} is unknown; use 'global' or 'tensor'.")
+    check_choice("scope", scope, get_args(Scope))
     if (k is None) == (fraction is None):
         raise ParameterError("give exactly one of k and fraction.")
-    if fraction is not None and not 0 < fraction <= 1:
-        raise ParameterError(f"fraction={fraction!r} must be above 0 and at most 1.")
+    if fraction is not None:
+        check_number("fraction", fraction, above=0, most=1)
     places = extents(fisher)
     values = flat(fisher)
-    if k is not None and (k < 1 or (scope == "global" and k > len(values))):
-        raise ParameterError(f"k={k!r} must be between 1 and {len(values)}.")
+    if k is not None:
+        check_whole("k", k, low=1, most=len(values) if scope == "global" else None)
 
     chosen = _choose(values, places, k, fraction, scope)
     total = values.sum(dtype=np.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-from collections.abc import Collection
+from collections.abc import Collection, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.utils.hub import convert_file_size_to_int
 
 from fisherscope import specs
+from fisherscope.arguments import check_list, check_whole
 from fisherscope.defaults import DEFAULTS, FisherConfig
 from fisherscope.engine.selection import select
 from fisherscope.errors import ParameterError, TaskError
@@ -92,10 +93,13 @@ class FisherBase:
             What the task has seen by now.
 
         Raises:
+            TaskError: If the task is not text.
             ParameterError: If the configured structure has no moving average. If the batch
                 can't be averaged with those before (another architecture, unit, ...),
                 ``IdentityError`` names what differs, and nothing has changed.
         """
+        if not isinstance(task, str):
+            raise TaskError(f"task {task!r} is not text; use str({task!r}).")
         structure = specs.base_name(self.config.structure)
         if structure not in {"diagonal", "grouped"}:
             raise ParameterError(
@@ -157,35 +161,35 @@ class FisherBase:
         """Remove tasks from the store, the least recently used first.
 
         Args:
-            keep_tasks: Remove all others. Default: ``None``, any may stay.
-            max_tasks: Then remove until so many are left. Default: ``None``, no limit.
-            memory_limit: Then remove until the rest takes no more than this, in bytes or as
-                text (``"2GB"``); in a directory the size of the files. Default: ``None``, no
-                limit.
+            keep_tasks: Remove all others, and none of these. Default: ``None``, any may stay
+                and any may go.
+            max_tasks: Remove until so many are left. Default: ``None``, no limit.
+            memory_limit: Remove until the rest takes no more than this, in bytes or as text
+                (``"2GB"``); in a directory the size of the files. Default: ``None``, no limit.
 
         Returns:
             Bytes freed; 0 without any of the three.
 
         Raises:
-            ParameterError: If a limit is negative or no size, or ``keep_tasks`` is one text.
-            TaskError: If a task to keep is unknown; nothing is removed then.
+            ParameterError: If a limit is negative or no size, ``keep_tasks`` is no list, or what
+                is to be kept is beyond a limit; nothing is removed then.
+            TaskError: If a task to keep is unknown; nothing is removed then, either.
         """
         store = self.store
-        if isinstance(keep_tasks, str):
-            raise ParameterError(f"keep_tasks={keep_tasks!r} is text; pass [{keep_tasks!r}].")
+        if keep_tasks is not None and not isinstance(keep_tasks, Set):
+            check_list("keep_tasks", keep_tasks, f"a list such as [{keep_tasks!r}]")
         if unknown := [task for task in keep_tasks or () if task not in store]:
             raise TaskError(f"keep_tasks: unknown task {unknown[0]!r}; known: {_listed(store)}.")
         most = _bytes(memory_limit)
-        if max_tasks is not None and max_tasks < 0:
-            raise ParameterError(f"max_tasks={max_tasks!r} must be at least 0.")
+        if max_tasks is not None:
+            check_whole("max_tasks", max_tasks, low=0)
         left = store.least_recent()
         sizes = {task: store.nbytes(task) for task in left}
         doomed = [task for task in left if keep_tasks is not None and task not in keep_tasks]
         left = [task for task in left if task not in doomed]
-        while left and (
-            (max_tasks is not None and len(left) > max_tasks)
-            or (most is not None and sum(sizes[task] for task in left) > most)
-        ):
+        while left and (limit := _beyond([sizes[task] for task in left], max_tasks, most)):
+            if keep_tasks is not None:
+                raise ParameterError(f"keep_tasks names {limit}. Keep fewer, or allow more.")
             doomed.append(left.pop(0))
         for task in doomed:
             del store[task]
@@ -261,6 +265,15 @@ class FisherBase:
 
 def _listed(tasks: Collection[str]) -> str:
     return ", ".join(map(repr, tasks)) or "none yet"
+
+
+def _beyond(sizes: list[int], max_tasks: int | None, most: int | None) -> str:
+    # What is more than allowed, or nothing.
+    if max_tasks is not None and len(sizes) > max_tasks:
+        return f"{len(sizes)} tasks, more than max_tasks={max_tasks}"
+    if most is not None and sum(sizes) > most:
+        return f"tasks of {sum(sizes)} bytes, more than memory_limit={most}"
+    return ""
 
 
 def _bytes(limit: int | str | None) -> int | None:

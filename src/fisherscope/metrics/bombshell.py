@@ -16,6 +16,7 @@ from fisherscope.analysis.overlap import Overlap, overlap
 from fisherscope.analysis.similarity import Similarity, similarity
 from fisherscope.analysis.top import Scope, TopCoordinates, top_coordinates
 from fisherscope.analysis.uncertainty import Uncertainty, uncertainty
+from fisherscope.arguments import check_list, check_number
 from fisherscope.errors import ParameterError
 from fisherscope.metrics.base import FisherBase, Source
 from fisherscope.structures import Fisher
@@ -113,8 +114,10 @@ class BombshellMetrics(FisherBase):
         scope: Scope = "global",
     ) -> TopCoordinates:
         """The k largest coordinates, or those above a percentile; exactly one of the two."""
-        if percentile is not None and not 0 <= percentile < 100:
-            raise ParameterError(f"percentile={percentile!r} must be at least 0 and below 100.")
+        if (k is None) == (percentile is None):
+            raise ParameterError("give exactly one of k and percentile.")
+        if percentile is not None:
+            check_number("percentile", percentile, low=0, below=100)
         fraction = None if percentile is None else 1 - percentile / 100
         return top_coordinates(fisher, k=k, fraction=fraction, scope=scope)
 
@@ -140,6 +143,8 @@ class BombshellMetrics(FisherBase):
         Returns:
             Metrics with ceiling and floor.
         """
+        if metrics is not None:
+            check_list("metrics", metrics, "a list of metrics")
         found = similarity(self._fisher(task_a, source), self._fisher(task_b, source), **options)
         if metrics is None:
             return found
@@ -253,7 +258,15 @@ class BombshellMetrics(FisherBase):
 
         Returns:
             The merged model and the predicted cost to each.
+
+        Raises:
+            ParameterError: If ``models`` or ``tasks`` is no list, or there are more or fewer tasks
+                than models.
         """
+        check_list("tasks", tasks, "a list of task names, one per model")
+        check_list("models", models, "a list of models")
+        if len(models) != len(tasks):
+            raise ParameterError(f"there are {len(models)} models, but {len(tasks)} tasks.")
         return merge(models, [self.store[task] for task in tasks], weights=weights, **options)
 
     def estimate_fisher_uncertainty(

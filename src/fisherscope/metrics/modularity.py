@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from fisherscope.analysis.asymmetry import Asymmetry, asymmetry
+from fisherscope.analysis.asymmetry import Asymmetry, asymmetries, asymmetry
 from fisherscope.analysis.damage_index import DamageKind
-from fisherscope.analysis.step_damage import StepDamage, step_damage
+from fisherscope.analysis.step_damage import StepDamage, step_config, step_damage
 from fisherscope.metrics.base import FisherBase
 
 # The settings of a Fisher that the damage functions take, too.
@@ -100,6 +101,22 @@ class ModularityMetrics(FisherBase):
             measure=measure,
             **self._settings(model, layers_prefix),
         )
+
+    def compare_damages(
+        self, model: nn.Module, tasks: Mapping[str, Any], *, measure: bool = False
+    ) -> dict[tuple[str, str], Asymmetry]:
+        """:meth:`compute_fisher_damage_with_asymmetry` of every two tasks, in shared passes.
+
+        Args:
+            model: The model; it comes back untouched.
+            tasks: Task name to data.
+            measure: Also take every step and measure. Default: ``False``.
+
+        Returns:
+            Pair of names to both directions.
+        """
+        config = step_config("quadratic", None, **self._settings(model, None))
+        return asymmetries(model, tasks, config, measure=measure)
 
     def _settings(self, model: nn.Module, layers_prefix: str | None) -> dict[str, Any]:
         settings = {name: getattr(self.config, name) for name in _SETTINGS}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from fisherscope.arguments import check_mapping, check_number
 from fisherscope.data import Example
 from fisherscope.data import examples as as_examples
 from fisherscope.defaults import DEFAULTS, FisherConfig
@@ -113,11 +113,18 @@ class UnifiedModelAnalyzer:
                 ``StoreError``.
         """
         several = not isinstance(models, nn.Module)
+        if several:
+            check_mapping("models", models, "a model, or {name: model}")
+            for name, model in models.items():
+                if not isinstance(model, nn.Module):
+                    raise ParameterError(
+                        f"models[{name!r}] is a {type(model).__name__}, not a torch module."
+                    )
         named = dict(models) if several else {ONE: models}
         if not named:
             raise ParameterError("models is empty; give at least one model")
-        if not 0 <= sparsity < 1:
-            raise ParameterError(f"sparsity={sparsity!r} must be at least 0 and below 1")
+        check_number("sparsity", sparsity, low=0, below=1)
+        check_mapping("tasks", tasks, "{name: data}")
         if not tasks:
             raise TaskError("tasks is empty; give at least one task, as {name: data}")
         examples = {
@@ -218,19 +225,17 @@ class UnifiedModelAnalyzer:
     ) -> Rows:
         if not damage.enabled or not damage.pair_examples:
             return []
-        found = []
-        for a, b in itertools.combinations(keys, 2):
-            say(f"Which of {a} and {b} is hurt more by the other")
-            first, second = (
-                used(examples[task], self.store[keys[task]])[: damage.pair_examples]
-                for task in (a, b)
-            )
-            compared = self.modularity.compute_fisher_damage_with_asymmetry(
-                model, first, second, measure=damage.measure, names=(a, b)
-            )
-            rows = compared.to_frame().to_dict(orient="records")
-            found += [{"task_a": a, "task_b": b, **row} for row in rows]
-        return found
+        say("Which of two tasks is hurt more by the other")
+        rows = {
+            task: used(examples[task], self.store[key])[: damage.pair_examples]
+            for task, key in keys.items()
+        }
+        pairs = self.modularity.compare_damages(model, rows, measure=damage.measure)
+        return [
+            {"task_a": a, "task_b": b, **row}
+            for (a, b), compared in pairs.items()
+            for row in compared.to_frame().to_dict(orient="records")
+        ]
 
     def _uncertainty(
         self,

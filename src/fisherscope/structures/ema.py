@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Self
 
 from torch import Tensor
 
+from fisherscope.arguments import check_number
 from fisherscope.defaults import DEFAULTS
 from fisherscope.errors import ParameterError, StoreError
 from fisherscope.structures.fisher import Fisher
@@ -51,9 +51,8 @@ class FisherEMA:
 
         Raises:
             ParameterError: If the decay is out of range.
-        """
-        if not (math.isfinite(decay) and 0 <= decay < 1):
-            raise ParameterError(f"decay={decay!r} must be at least 0 and below 1.")
+        """  # noqa: DOC502 (raised by callees)
+        check_number("decay", decay, low=0, below=1)
         self.decay = float(decay)
         self.steps = 0
         self.identity: Identity | None = None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from fisherscope.arguments import check_number, check_tensors, check_whole
 from fisherscope.errors import ParameterError
 
 # Elements widened to float64 at a time, so that reading a large Fisher costs no second copy.
@@ -52,6 +53,7 @@ def check_vector(
     Raises:
         ParameterError: If a name is not covered or a shape is wrong.
     """
+    check_tensors("the vector", v, "{parameter name: tensor}")
     lead: tuple[int, ...] | None = None
     for name, tensor in v.items():
         if name not in parameters:
@@ -118,11 +120,10 @@ def sampler(n: int, seed: int) -> torch.Generator:
 
     Raises:
         ParameterError: If the number or the seed is not a whole number in range.
-    """
-    for name, value, least in (("n", n, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ParameterError(f"{name}={value!r} must be a whole number of at least {least}.")
-    return torch.Generator().manual_seed(seed)
+    """  # noqa: DOC502 (raised by callees)
+    check_whole("n", n, low=1)
+    check_whole("seed", seed, low=0)
+    return torch.Generator().manual_seed(int(seed))
 
 
 def check_damping(damping: float) -> None:
@@ -133,9 +134,8 @@ def check_damping(damping: float) -> None:
 
     Raises:
         ParameterError: If it is negative or not finite.
-    """
-    if not (math.isfinite(damping) and damping >= 0):
-        raise ParameterError(f"damping={damping!r} must be a finite number of at least 0.")
+    """  # noqa: DOC502 (raised by callees)
+    check_number("damping", damping, low=0)
 
 
 def check_power(power: float) -> None:
@@ -146,12 +146,9 @@ def check_power(power: float) -> None:
 
     Raises:
         ParameterError: If it is negative or not finite.
-    """
-    if not (math.isfinite(power) and power >= 0):
-        raise ParameterError(
-            f"power={power!r} must be a finite number of at least 0: it is divided by this power "
-            "of the matrix. To multiply, use matvec()."
-        )
+    """  # noqa: DOC502 (raised by callees)
+    more = ": it is divided by this power of the matrix. To multiply, use matvec()"
+    check_number("power", power, low=0, more=more)
 
 
 def damp(name: str, diagonal: Tensor, damping: float) -> Tensor:

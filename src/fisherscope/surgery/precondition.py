@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fisherscope.arguments import check_mapping, check_tensors
 from fisherscope.engine.named import by_first_name, first_names
 from fisherscope.errors import NonFiniteError, ParameterError
 from fisherscope.structures import Fisher
-from fisherscope.structures.vectors import check_damping
+from fisherscope.structures.vectors import check_damping, check_power
 
 _SHOWN = 5
 
@@ -57,6 +58,7 @@ def precondition(
     """
     shapes = fisher.identity.parameters
     check_damping(damping)
+    check_power(power)
     _check_present(gradients)
     names = {name: name for name in shapes}
     if model is not None:
@@ -91,6 +93,7 @@ def _level(fisher: Fisher, damping: float, relative: bool) -> float:
 
 
 def _check_present(gradients: Mapping[str, Tensor]) -> None:
+    check_mapping("gradients", gradients, "{parameter name: gradient}")
     if not gradients:
         raise ParameterError(
             "gradients is empty; pass {name: p.grad for name, p in model.named_parameters()} after "
@@ -101,6 +104,7 @@ def _check_present(gradients: Mapping[str, Tensor]) -> None:
             f"there is no gradient (None) of {_listed(absent)}; run backward() first, leave "
             "frozen parameters out, and estimate the Fisher on the same ones."
         )
+    check_tensors("gradients", gradients, "{parameter name: gradient}")
 
 
 def _listed(names: list[str]) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
+from fisherscope.arguments import check_mapping
 from fisherscope.engine.named import by_first_name, first_names
 from fisherscope.errors import ParameterError
 from fisherscope.results import Result
@@ -142,6 +143,7 @@ def sparsity(model: nn.Module) -> Sparsity:
 
 
 def _checked(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
+    check_mapping("masks", masks, "{parameter name: boolean tensor}, true = keep")
     if not masks:
         raise ParameterError("masks is empty; fs.masks(fisher, sparsity) makes some.")
     for name, mask in masks.items():

@@ -136,7 +136,7 @@ def test_block_structures_are_read_through_their_diagonal(structure):
     [
         ({"sparsity": 1.5}, "sparsity=1.5"),
         # Would catch: masks that remove everything.
-        ({"sparsity": 1}, "sparsity=1 must be at least 0 and below 1"),
+        ({"sparsity": 1}, "sparsity=1 must be a finite number of at least 0 and below 1"),
         ({"sparsity": -0.1}, "sparsity=-0.1"),
         ({"sparsity": float("nan")}, "sparsity=nan"),
         ({"method": "hessian"}, "method='hessian'"),

@@ -16,6 +16,7 @@ from fisherscope.analysis.masks.couplings import Coupling, head_couplings
 from fisherscope.analysis.masks.linears import linear_layers
 from fisherscope.analysis.masks.neurons import neuron_couplings
 from fisherscope.analysis.masks.scores import Method, additive, uniforms
+from fisherscope.arguments import check_choice, check_number, check_whole
 from fisherscope.errors import ParameterError
 from fisherscope.naming import address
 from fisherscope.structures import Fisher
@@ -104,10 +105,9 @@ def masks(
         ("scope", scope, get_args(Scope)),
         ("structure", structure, get_args(Structure)),
     ):
-        if value not in known:
-            raise ParameterError(f"{option}={value!r} is unknown; use one of {list(known)}.")
-    if not 0 <= sparsity < 1:
-        raise ParameterError(f"sparsity={sparsity!r} must be at least 0 and below 1.")
+        check_choice(option, value, known)
+    check_number("sparsity", sparsity, low=0, below=1)
+    check_whole("seed", seed, low=0)
     if structure == "2:4" and sparsity != 0.5:
         raise ParameterError(f'sparsity={sparsity!r}: structure="2:4" removes half, so pass 0.5.')
     shapes = fisher.identity.parameters

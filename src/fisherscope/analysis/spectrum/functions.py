@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from fisherscope.analysis.spectrum.operand import symmetric_operand
 from fisherscope.analysis.spectrum.quadrature import PROBES, STEPS, Function, quadrature
 from fisherscope.analysis.spectrum.spectral_estimate import SpectralEstimate, exact, sampled
+from fisherscope.arguments import check_number
 from fisherscope.defaults import DEFAULTS
 from fisherscope.errors import ParameterError
 
@@ -95,9 +95,8 @@ def log_determinant(
     Raises:
         ParameterError: If the damping is negative or not finite, or leaves an eigenvalue that
             is not positive; if another argument is out of range.
-    """
-    if not (math.isfinite(damping) and damping >= 0):
-        raise ParameterError(f"damping={damping!r} must be a finite number of at least 0")
+    """  # noqa: DOC502 (raised by callees)
+    check_number("damping", damping, low=0)
 
     def damped_log(eigenvalues: np.ndarray) -> np.ndarray:
         if (least := eigenvalues.min()) + damping <= 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -18,9 +17,8 @@ from fisherscope.analysis.uncertainty.jacobian import covariances
 from fisherscope.analysis.uncertainty.links import Predictive, Running
 from fisherscope.analysis.uncertainty.posterior import Posterior
 from fisherscope.analysis.uncertainty.rows import Question, Rows
-from fisherscope.data.examples import is_count
+from fisherscope.arguments import check_choice, check_number, check_whole
 from fisherscope.engine.displace import displaced
-from fisherscope.errors import ParameterError
 
 Kind = Literal["laplace", "cramer_rao", "monte_carlo"]
 Link = Literal["probit", "samples"]
@@ -50,19 +48,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, allowed in (("kind", Kind), ("link", Link)):
-            if getattr(self, name) not in get_args(allowed):
-                raise ParameterError(
-                    f"{name}={getattr(self, name)!r} is unknown; use one of "
-                    f"{', '.join(get_args(allowed))}"
-                )
+            check_choice(name, getattr(self, name), get_args(allowed))
         for name in ("temperature", "noise_variance"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not math.isfinite(value) or value <= 0:
-                raise ParameterError(f"{name}={value!r} must be a finite number above 0")
-        if not is_count(self.samples) or self.samples < 2:
-            raise ParameterError(f"samples={self.samples!r} must be an integer of at least 2")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise ParameterError(f"seed={self.seed!r} must be a whole number of at least 0")
+            check_number(name, getattr(self, name), above=0)
+        check_whole("samples", self.samples, low=2)
+        check_whole("seed", self.seed, low=0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from fisherscope.analysis.uncertainty.posterior import Posterior
+from fisherscope.arguments import check_number
 from fisherscope.errors import ParameterError
 
 PriorOutcome = Literal["given", "marglik", "grid", "edge_of_grid"]
@@ -43,12 +44,13 @@ def check_prior(setting: object) -> None:
     """
     if setting in ("marglik", "grid"):
         return
-    flag = isinstance(setting, bool)
-    if isinstance(setting, (int, float)) and not flag and math.isfinite(setting) and setting >= 0:
-        return
-    raise ParameterError(
-        f"prior_precision={setting!r} must be 'marglik', 'grid' or a finite number of at least 0"
-    )
+    try:
+        check_number("prior_precision", setting, low=0)
+    except ParameterError:
+        raise ParameterError(
+            f"prior_precision={setting!r} must be 'marglik', 'grid' or a finite number of at "
+            "least 0"
+        ) from None
 
 
 def choose(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fisherscope.arguments import check_whole
 from fisherscope.data import Example, batches, examples
 from fisherscope.defaults import FisherConfig
 from fisherscope.engine.head import call_model, make_batch
@@ -238,14 +239,13 @@ def _classes(
         if candidates < 1:
             raise ParameterError(f"candidates={candidates!r}: ask about at least one class")
         return None, min(candidates, width), candidates < width
-    chosen = tuple(int(c) for c in candidates) if isinstance(candidates, Sequence) else ()
+    named = isinstance(candidates, Sequence) and not isinstance(candidates, str)
+    chosen: tuple[int, ...] = tuple(candidates) if named else ()  # type: ignore[arg-type]
+    for place, one in enumerate(chosen):
+        check_whole(f"candidates[{place}]", one, low=0, most=width - 1)
     if len(chosen) < 2 or len(set(chosen)) != len(chosen):
         raise ParameterError(
             f"candidates={candidates!r}: pass a number of most likely classes, or two or more "
             "different classes"
-        )
-    if min(chosen) < 0 or max(chosen) >= width:
-        raise ParameterError(
-            f"candidates={list(chosen)}: the model has the classes 0 to {width - 1}"
         )
     return chosen, len(chosen), False

@@ -23,7 +23,7 @@ from fisherscope.analysis.uncertainty.predict import (
 from fisherscope.analysis.uncertainty.prior import check_prior, choose
 from fisherscope.analysis.uncertainty.result import Uncertainty
 from fisherscope.analysis.uncertainty.rows import ask
-from fisherscope.data.examples import is_count
+from fisherscope.arguments import check_whole
 from fisherscope.defaults import DEFAULTS
 from fisherscope.errors import DataError, ParameterError
 from fisherscope.structures import Fisher
@@ -116,8 +116,8 @@ def uncertainty(
     """
     settings = Settings(kind, link, samples, seed, temperature, noise_variance, progress)
     check_prior(prior_precision)
-    if observations is not None and not is_count(observations):
-        raise ParameterError(f"observations={observations!r} must be a positive integer")
+    if observations is not None:
+        check_whole("observations", observations, low=1)
     check_model(model, fisher)
     if fisher.identity.likelihood != "regression" and noise_variance != 1:
         raise ParameterError("noise_variance= is for a regression; leave it at 1")

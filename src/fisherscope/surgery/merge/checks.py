@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from fisherscope.arguments import check_list, check_number
 from fisherscope.engine.fingerprint import model_fingerprint
 from fisherscope.engine.named import first_names
 from fisherscope.engine.selection import check_finite
@@ -157,11 +157,13 @@ def checked_weights(
         ParameterError: If there are more or fewer, or one is negative or not finite, or all are
             zero.
     """
+    if weights is not None:
+        check_list("weights", weights, "one number per model")
+        for number, weight in enumerate(weights):
+            check_number(f"weights[{number}]", weight)
     values = [1.0] * count if weights is None else [float(w) for w in weights]
     if len(values) != count:
         raise ParameterError(f"there are {count} models, but {len(values)} weights.")
-    if not all(math.isfinite(w) for w in values):
-        raise ParameterError(f"weights={values} must be finite numbers.")
     if not signed and (min(values) < 0 or not any(values)):
         raise ParameterError(f"weights={values} must be at least 0 and not all 0.")
     return values

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from fisherscope.arguments import check_choice, check_list, check_number, check_whole
 from fisherscope.errors import ParameterError
 from fisherscope.structures import Fisher
 from fisherscope.surgery.merge import arithmetic
@@ -112,7 +113,9 @@ def merge(
             is another model's, or two Fishers are of different things.
         NonFiniteError: If a model's weights are not finite.
     """  # noqa: DOC502 (partly raised by callees)
-    models = list(models)
+    check_list("models", models, "a list of models")
+    if fishers is not None:
+        check_list("fishers", fishers, "a list of Fishers, one per model")
     given = {
         "base": base,
         "normalize": normalize,
@@ -259,8 +262,7 @@ def _check_options(
         ("trim", given["trim"], ("global", "tensor")),
         ("buffers", buffers, ("equal", "first")),
     ):
-        if value not in known:
-            raise ParameterError(f"{option}={value!r} is unknown; use one of {list(known)}.")
+        check_choice(option, value, known)
     for option, value in given.items():
         if option not in _OPTIONS[method] and value != _UNSET[option]:
             takers = [name for name, options in _OPTIONS.items() if option in options]
@@ -275,13 +277,7 @@ def _check_options(
         raise ParameterError(
             f"method={method!r} needs base=, the model that all models were tuned from."
         )
-    iterations = given["iterations"]
-    for fine, said in (
-        (math.isfinite(given["floor"]) and given["floor"] >= 0, "floor must be at least 0"),
-        (0 < given["density"] <= 1, "density must be above 0 and at most 1"),
-        (math.isfinite(given["scale"]), "scale must be finite"),
-        (isinstance(iterations, int) and iterations > 0, "iterations must be a positive integer"),
-    ):
-        if not fine:
-            option = said.split()[0]
-            raise ParameterError(f"{option}={given[option]!r}: {said}.")
+    check_number("floor", given["floor"], low=0)
+    check_number("density", given["density"], above=0, most=1)
+    check_number("scale", given["scale"])
+    check_whole("iterations", given["iterations"], low=1)
