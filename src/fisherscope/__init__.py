@@ -67,6 +67,9 @@ from fisherscope.structures import (
     KFACFisher,
     load,
 )
+from fisherscope.studies.conflict import Conflict, conflict
+from fisherscope.studies.forgetting import Forgetting, forgetting
+from fisherscope.studies.interference import Interference, interference
 from fisherscope.surgery import (
     EWC,
     Merged,
@@ -140,6 +143,13 @@ __all__ = [
     "prune",
     "sparsity",
     "uncertainty",
+    # studies
+    "Conflict",
+    "Forgetting",
+    "Interference",
+    "conflict",
+    "forgetting",
+    "interference",
     # the named classes
     "BombshellMetrics",
     "ExtendedModularityMetrics",

@@ -9,7 +9,18 @@ import click
 from fisherscope.cli.failures import ClearGroup
 from fisherscope.preparation import VERSION
 
-_COMMANDS = ("analyze", "compare", "demo", "estimate", "ls", "plan", "report", "validate")
+_COMMANDS = (
+    "analyze",
+    "compare",
+    "demo",
+    "estimate",
+    "forget",
+    "interfere",
+    "ls",
+    "plan",
+    "report",
+    "validate",
+)
 
 
 class _Commands(ClearGroup):

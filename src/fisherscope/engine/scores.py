@@ -52,6 +52,19 @@ class Score(ABC):
     def dense(self, rows: slice, shape: Sequence[int]) -> Tensor:
         """``G_n`` of some examples of the batch [examples, *shape], fp32 or better."""
 
+    def inner_along(self, delta: Tensor, dim: int) -> Tensor:
+        """``⟨G_n, Δ⟩`` split into its parts along one dimension of the parameter.
+
+        Args:
+            delta: In the parameter's shape.
+            dim: Which dimension, 0 or 1.
+
+        Returns:
+            [batch, size of that dimension], which sums to :meth:`inner`.
+        """
+        products = self.dense(slice(None), delta.shape) * fp32(delta)
+        return products.movedim(dim + 1, 1).flatten(2).sum(2) if delta.ndim > 1 else products
+
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """The two sides of ``G_n = g_nᵀ a_n``, with ``G_n`` seen as a matrix [out, in].
 
@@ -118,6 +131,11 @@ class MatrixScore(Score):
 
     def inner(self, delta: Tensor) -> Tensor:  # noqa: D102
         return contraction.inner(*self._stored(), delta)
+
+    def inner_along(self, delta: Tensor, dim: int) -> Tensor:  # noqa: D102
+        g, a = (fp32(x) for x in self._stored())
+        delta = delta.to(g)
+        return (a * (g @ delta)).sum(1) if dim else (g * (a @ delta.t())).sum(1)
 
     def add(self, total: Tensor, weights: Tensor | None = None) -> None:  # noqa: D102
         g, a = self._stored()

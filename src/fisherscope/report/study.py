@@ -25,7 +25,7 @@ def context(results: Mapping[str, Any]) -> dict[str, Any]:
         "lead": " ".join(findings[1:3]),
         "findings": findings,
         "tiles": [],
-        "alerts": [],
+        "alerts": None,
         "models": [{"name": name, **(model or {})} for name, model in models.items()],
         "tasks": [
             {"name": name, **(task or {})} for name, task in (results.get("tasks") or {}).items()

@@ -7,7 +7,10 @@ from fisherscope.report.figures import (
     heatmap,
     moved,
     overlap,
+    path,
+    predicted,
     similarity,
+    studied,
 )
 from fisherscope.report.figures.base import FigureData, FigureSpec, View
 
@@ -22,6 +25,14 @@ REGISTRY: tuple[FigureSpec, ...] = (
 COMPARISON: tuple[FigureSpec, ...] = (changes.FIGURE, moved.FIGURE)
 
 # Kind of study, as its results name it, to the figures of its page.
-STUDIES: dict[str, tuple[FigureSpec, ...]] = {}
+STUDIES: dict[str, tuple[FigureSpec, ...]] = {
+    "forgetting": (path.FIGURE, predicted.FIGURE),
+    "interference": (
+        studied.DAMAGE,
+        predicted.FIGURE,
+        studied.CONFLICT,
+        studied.CONFLICTING,
+    ),
+}
 
 __all__ = ["COMPARISON", "REGISTRY", "STUDIES", "FigureData", "FigureSpec", "View"]

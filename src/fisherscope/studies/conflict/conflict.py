@@ -75,6 +75,37 @@ class Conflict(Result):
         """
         return self.cosines.copy()
 
+    def findings(self) -> list[str]:
+        """What was found, in sentences.
+
+        Returns:
+            A sentence per pair of tasks, then how many examples were found harmful.
+        """
+        lines = []
+        plain = self.cosines[(self.cosines["metric"] == "plain") & (self.cosines["scope"] == "all")]
+        said = {
+            "conflict": "point against each other",
+            "aligned": "point the same way",
+            "not_resolved": "are not resolved from being orthogonal",
+            "too_few_examples": "have too few examples to tell",
+        }
+        for row in plain.to_dict("records"):
+            lines.append(
+                f"The gradients of {row['task_a']} and {row['task_b']} {said[row['outcome']]}: "
+                f"cosine {row['cosine']:.2f} [{row['low']:.2f}, {row['high']:.2f}]."
+            )
+        found = self.tests[
+            (self.tests["outcome"] == "found")
+            & (self.tests["metric"] == "plain")
+            & (self.tests["level"] == "example")
+        ]
+        lines += [
+            f"{row['n_found']} of {row['n_tests']} examples of {row['by']} hurt {row['on']} more "
+            f"than its others do (q ≤ {self.level:g})."
+            for row in found.to_dict("records")
+        ]
+        return lines
+
 
 @torch.inference_mode(False)
 def conflict(

@@ -253,8 +253,8 @@ class EWC:
             if (held := one.identity.model_fingerprint) not in prints:
                 raise IdentityError(
                     f"fisher {number} was estimated at other weights: its model has the "
-                    f"fingerprint {held}, this one {' or '.join(sorted(prints))}. Pass anchor=, the "
-                    "model as it was then, or estimate at these weights."
+                    f"fingerprint {held}, this one {' or '.join(sorted(prints))}. Pass anchor=, "
+                    "the model as it was then, or estimate at these weights."
                 )
 
 

@@ -1,0 +1,62 @@
+"""Study commands from files to report."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from fisherscope.cli import main
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def given(model, tasks):
+    named = [f"--task={name}={path}" for name, path in tasks.items()]
+    return model, named
+
+
+def test_interfere_leaves_numbers_tables_and_report(given, tmp_path):
+    # Catches options that do not arrive, and a page that cannot read its own results.
+    model, tasks = given
+    out = tmp_path / "run"
+    done = invoke(
+        "interfere", "--model", model, *tasks, "--out", out, "--scale", 0.1, "--scale", 1, "-q",
+        "--no-conflicts",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    results = json.loads((out / "results.json").read_text())
+    assert results["kind"] == "interference" and results["study"]["conflict"] is None
+    cells = pd.read_parquet(out / "tables" / "cells.parquet")
+    assert set(cells["scale"]) == {0.1, 1.0}
+    assert 'id="prediction"' in (out / "report.html").read_text()
+    (out / "report.html").unlink()
+    again = invoke("report", out)
+    assert again.exit_code == 0 and (out / "report.html").exists()
+
+
+def test_forget_compares_two_checkpoints(given, tmp_path):
+    model, tasks = given
+    out = tmp_path / "run"
+    done = invoke("forget", "--base", model, "--tuned", model, *tasks, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "Nothing has moved" in done.output
+    assert set(json.loads((out / "results.json").read_text())["models"]) == {"base", "tuned"}
+
+
+def test_bad_input_is_said_in_a_line(given, tmp_path):
+    model, tasks = given
+    one = invoke("interfere", "--model", model, tasks[0], "--out", tmp_path / "a")
+    assert one.exit_code != 0 and "at least two" in one.output
+    assert not (tmp_path / "a").exists()
+    both = invoke(
+        "forget", "--base", model, "--tuned", model, "--model", model, *tasks, "--out", tmp_path
+    )
+    assert both.exit_code != 0 and "not --model" in both.output
+    none = invoke("forget", "--base", model, "--tuned", tmp_path / "no", *tasks, "--out", "x")
+    assert none.exit_code != 0 and "no" in none.output
