@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,28 @@ def calibrate(points: Sequence[Point], *, seed: int = 0) -> pd.DataFrame:
         row["ratio"] = float(np.median(ratio)) if curved.any() else np.nan
         rows.append(row | {"n": len(points), "n_curved": int(curved.sum())})
     return pd.DataFrame(rows)
+
+
+def calibrate_by_scale(
+    points: Sequence[Point], *, small: float = math.inf, seed: int = 0
+) -> pd.DataFrame:
+    """:func:`calibrate` over all small steps together, and at each size of step alone.
+
+    Args:
+        points: Any number; none gives no rows.
+        small: Largest scale that counts for the rows over all. Default: every one does.
+        seed: Of the resamples. Default: 0.
+
+    Returns:
+        The rows over all, whose ``scale`` is missing, then those of each scale.
+    """
+    parts = []
+    for scale in [None, *sorted({p.scale for p in points})]:
+        some = [p for p in points if (p.scale <= small if scale is None else p.scale == scale)]
+        frame = calibrate(some, seed=seed)
+        frame.insert(0, "scale", math.nan if scale is None else scale)
+        parts.append(frame)
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
 
 def points_of(

@@ -47,7 +47,8 @@ def test_a_linear_model_is_predicted_exactly():
     assert row["dense"] - row["first"] == pytest.approx(float(kl), rel=0.15)
     assert row["remainder"] == pytest.approx(0, abs=0.15 * float(kl))
     assert np.isnan(row["accuracy"])
-    calibration = found.calibration.set_index("method")
+    overall = found.calibration[found.calibration["scale"].isna()]
+    calibration = overall.set_index("method")
     assert calibration.loc["full", "slope"] == pytest.approx(1, abs=0.1)
     assert calibration.loc["full", "log_error"] < 0.15
 
@@ -91,7 +92,7 @@ def test_stages_and_path():
     sums = found.layers.groupby("task")[["first", "second"]].sum()
     whole = stages.xs("tuned", level="stage")
     np.testing.assert_allclose(sums["second"], whole.loc[sums.index, "second"], rtol=1e-5)
-    assert found.calibration["n"].tolist() == [4] * 4
+    assert found.calibration["n"].tolist() == [4] * 4 + [2] * 8
     assert len(found.to_frame()) == 2 and len(found.findings()) == 4
 
 

@@ -89,7 +89,9 @@ class PredictedData:
             One row per method, then one per size of step.
         """
         columns = (
-            Column("scale", "Step", "number", "Multiple of a task's own step; – over all small"),
+            Column(
+                "scale", "Step", "number", "Multiple of the displacement; – over all that count"
+            ),
             Column("method", "Method", "text"),
             *(
                 Column(f"{key}{end}", f"{label}{mark}", "number")
@@ -206,7 +208,8 @@ def _scatter(axes: Axes, data: PredictedData) -> list[str]:
     axes.set_ylim(-reach, reach)
     largest = np.floor(np.log10(reach))
     powers = np.arange(np.ceil(np.log10(threshold)) + 1, largest + 1)
-    decades = 10.0 ** powers[:: -max(1, len(powers) // 3)]
+    powers = powers[:: -max(1, len(powers) // 3)] if len(powers) else np.array([largest])
+    decades = 10.0**powers
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_locator(NullLocator())
         axis.set_ticks([*-decades, 0.0, *decades])
@@ -235,7 +238,7 @@ def _slopes(axes: Axes, data: PredictedData) -> None:
     axes.set_xticks(shown, [f"{v:g}" for v in shown])
     if data.small is not None:
         axes.axvline(data.small, color=palette.MUTED, lw=1, ls=(0, (4, 3)))
-    axes.set_xlabel("step, as a multiple of the task's own")
+    axes.set_xlabel("step, as a multiple of the displacement")
     axes.set_ylabel("slope of measured on predicted")
 
 

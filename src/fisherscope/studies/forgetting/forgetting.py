@@ -21,7 +21,7 @@ from fisherscope.estimation import estimate
 from fisherscope.naming import by_layer
 from fisherscope.preparation import Prepared, prepare
 from fisherscope.structures import Fisher
-from fisherscope.studies.calibration import ENDS, RESAMPLES, calibrate, points_of
+from fisherscope.studies.calibration import ENDS, RESAMPLES, calibrate_by_scale, points_of
 from fisherscope.studies.displacement import displacement, norm
 from fisherscope.studies.forgetting.result import Forgetting
 
@@ -103,7 +103,7 @@ def forgetting(
         path=pd.concat(paths, ignore_index=True),
         layers=pd.concat(layers, ignore_index=True),
         tensors=pd.concat(tensors, ignore_index=True),
-        calibration=calibrate(flat, seed=seed),
+        calibration=calibrate_by_scale(flat, seed=seed),
     )
 
 

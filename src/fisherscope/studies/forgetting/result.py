@@ -30,8 +30,8 @@ class Forgetting(Result):
         layers: One row per task and layer: ``first`` and ``second`` order of the whole
             displacement, the latter with cross terms, nats per token.
         tensors: The same per parameter tensor.
-        calibration: One row per method over all tasks and all t, see
-            :func:`fisherscope.studies.calibration.calibrate`.
+        calibration: One row per method over all tasks and all t (``scale`` missing), and one
+            per method and t (``scale``), see :func:`fisherscope.studies.calibration.calibrate`.
     """
 
     outcome: Outcome
@@ -68,7 +68,8 @@ class Forgetting(Result):
                 f"[{low:.3g}, {high:.3g}]{sure}; predicted in full {row['predicted']:.3g}, "
                 f"KL to base {row['kl']:.3g}{_points(row['accuracy_change'])}."
             )
-        best = self.calibration.sort_values("log_error")
+        overall = self.calibration[self.calibration["scale"].isna()]
+        best = overall.sort_values("log_error")
         if len(best) and best["log_error"].notna().any():
             ranking = ", ".join(
                 f"{row['method']} {row['log_error']:.2f} [{row['log_error_low']:.2f}, "
@@ -76,7 +77,7 @@ class Forgetting(Result):
                 for row in best.to_dict("records")
             )
             lines.append(f"Mean absolute log error of the curvature, best first: {ranking}.")
-        full = self.calibration.set_index("method").loc["full"]
+        full = overall.set_index("method").loc["full"]
         lines.append(
             f"In full, measured against predicted along the path has slope {full['slope']:.2f} "
             f"[{full['slope_low']:.2f}, {full['slope_high']:.2f}] and rank correlation "

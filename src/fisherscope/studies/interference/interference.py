@@ -21,7 +21,7 @@ from fisherscope.estimation import estimate
 from fisherscope.naming import by_layer
 from fisherscope.preparation import prepare
 from fisherscope.structures import Fisher
-from fisherscope.studies.calibration import ENDS, RESAMPLES, Point, calibrate, points_of
+from fisherscope.studies.calibration import ENDS, RESAMPLES, Point, calibrate_by_scale, points_of
 from fisherscope.studies.conflict import Conflict, conflict
 from fisherscope.studies.displacement import norm
 from fisherscope.studies.interference.heads import head_damage
@@ -217,13 +217,7 @@ class _Study:
         for name, item in found.items():
             names = dict.fromkeys(item.table["displacement"], 1.0)
             points += points_of(name, item.examples, item.table, names)
-        parts = []
-        for scale in [None, *self.scales]:
-            some = [p for p in points if (p.scale <= small if scale is None else p.scale == scale)]
-            frame = calibrate(some, seed=self.config.seed)
-            frame.insert(0, "scale", math.nan if scale is None else scale)
-            parts.append(frame)
-        return pd.concat(parts, ignore_index=True)
+        return calibrate_by_scale(points, small=small, seed=self.config.seed)
 
     def conflict(
         self,
