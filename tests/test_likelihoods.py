@@ -13,7 +13,8 @@ from torch import nn
 import fisherscope as fs
 from fisherscope.data import Example, collate
 from fisherscope.labels import Column, Drawn, Signs
-from fisherscope.likelihoods import NAMES, Classification, Regression, resolve
+from fisherscope.likelihoods import NAMES, Classification, Regression
+from fisherscope.recognition import resolve
 from oracles import models, nets, rows
 
 CASES = ("gpt2", "bert-mlm", "bert", "mlp-regression")

@@ -21,7 +21,8 @@ from fisherscope.engine.selection import check_finite, select
 from fisherscope.engine.sweep import Labelling
 from fisherscope.engine.verify import cover
 from fisherscope.errors import CoverageError, DataError, ParameterError
-from fisherscope.likelihoods import Likelihood, resolve
+from fisherscope.likelihoods import Likelihood
+from fisherscope.recognition import resolve
 from fisherscope.structures import Identity
 
 T = TypeVar("T")

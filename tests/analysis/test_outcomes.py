@@ -11,7 +11,7 @@ from fisherscope.analysis import outcomes as module
 from fisherscope.analysis.outcomes import outcomes
 from fisherscope.data import batches
 from fisherscope.engine.displace import displaced
-from fisherscope.likelihoods import resolve
+from fisherscope.recognition import resolve
 from oracles import brute, models, rows
 
 NAMES = ("gpt2", "llama-tied", "bert-mlm", "resnet", "mlp-regression")

@@ -16,7 +16,6 @@ from torch import nn
 from fisherscope.data import Example
 from fisherscope.engine.fingerprint import model_fingerprint
 from fisherscope.errors import ConfigError
-from fisherscope.likelihoods import resolve
 from fisherscope.metrics.config_file import config_to_yaml
 from fisherscope.metrics.loading import load_model
 from fisherscope.metrics.preparing import read_run
@@ -32,6 +31,7 @@ from fisherscope.metrics.run_folder import (
     write_tables,
 )
 from fisherscope.preparation import VERSION
+from fisherscope.recognition import resolve
 from fisherscope.results import plain
 
 

@@ -18,8 +18,8 @@ from fisherscope.engine.head import call_model, make_batch
 from fisherscope.engine.outputs import OutputRows, supervised_outputs
 from fisherscope.engine.quiet import undisturbed
 from fisherscope.errors import DataError, NonFiniteError, ParameterError
-from fisherscope.likelihoods import resolve
 from fisherscope.preparation import Prepared, prepare
+from fisherscope.recognition import resolve
 from fisherscope.structures import Fisher
 
 MOST_LIKELY = 10
