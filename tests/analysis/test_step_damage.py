@@ -73,6 +73,9 @@ def test_the_index_of_reweighted_examples():
         moved = total / weight - before
         assert moved == pytest.approx(after - before, rel=0.05)
         assert found.index_low <= found.index.index <= found.index_high
+        for part in ("total", "weight"):
+            mean = found.examples[f"index_{part}"].mean()
+            assert mean == pytest.approx(getattr(found.index, part), rel=1e-4)
 
 
 # Catches: rows of the table that don't add up, a measurement that is not fs.damage's, a step that
