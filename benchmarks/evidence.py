@@ -63,7 +63,7 @@ def measure(name: str, subject: Subject, sizes: Sizes) -> dict[str, Any]:
         return pruning.study(subject)
     if name == "merging":
         return merging.study(subject, sizes)
-    return calibrating.study(subject, sizes)
+    return calibrating.study(subject)
 
 
 def machine() -> str:

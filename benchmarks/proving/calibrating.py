@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import json
 import math
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlamaForCausalLM
 
 import fisherscope as fs
-from fisherscope.data import read_jsonl
-from fisherscope.demo.build import TUNING_RATE, WINDOW
-from fisherscope.demo.corpora import read_corpora
-from fisherscope.demo.training import Schedule, row_batches, train
 from proving import stated
-from proving.subject import Sizes, Subject
+from proving.subject import Subject
 
 # Of the language models only this matrix is uncertain; of each row only so many tokens are asked,
 # of each token so many likely ones are told apart.
 UNCERTAIN = "model.layers.3.self_attn.o_proj.weight"
 ASKED, CANDIDATES = 3, 4
-# A copy of the base model is tuned on so few rows, so often, that it knows them by heart.
-FEW, LESSON = 48, 16
 # Held-out rows that choose the prior of a language model: 25 priors for each take their time.
 CHOOSING = 20
 # The classifier guesses the task from so many tokens, after seeing so many rows of each.
@@ -50,8 +39,8 @@ Rows = tuple[Tensor, Tensor]
 Trial = tuple[nn.Module, Any, Any, Any]
 
 
-def study(subject: Subject, sizes: Sizes) -> dict[str, Any]:
-    """Calibrate classifiers of the tasks, the instruct model, and a copy that was tuned too long.
+def study(subject: Subject) -> dict[str, Any]:
+    """Calibrate classifiers of the tasks, and the instruct model on each task.
 
     Returns:
         ``lines``: one per case and way, with measures before and after, their paired change with
@@ -72,8 +61,6 @@ def study(subject: Subject, sizes: Sizes) -> dict[str, Any]:
         chosen_by = _asked(first[third:][:CHOOSING])
         trial = (model, first[:third], chosen_by, _asked(second))
         lines += _lines(f"instruct, {task}", iter([trial]), WAYS, token, CANDIDATES)
-    copies = _by_heart(subject, sizes)
-    lines += _lines(f"base, {FEW} answers by heart, qa", copies, WAYS, token, CANDIDATES)
     return {"lines": lines}
 
 
@@ -133,23 +120,6 @@ def _asked(examples: list[fs.Example]) -> list[fs.Example]:
         labels[supervised[places]] = example.labels[supervised[places]]
         kept.append(dataclasses.replace(example, labels=labels))
     return kept
-
-
-def _by_heart(subject: Subject, sizes: Sizes) -> Iterator[Trial]:
-    """Copies of the base model that were tuned on few answers for long."""
-    base: LlamaForCausalLM = subject.model("base")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "lessons.jsonl"
-        lessons = read_corpora().lessons
-        path.write_text("".join(f"{json.dumps(row)}\n" for row in lessons), "utf-8")
-        rows = read_jsonl(path, subject.tokenizer, max_length=WINDOW)
-    first, second = subject.tasks["qa"]
-    for seed in range(sizes.seeds):
-        seen = rows[seed * FEW : (seed + 1) * FEW]
-        tuned = copy.deepcopy(base)
-        schedule = Schedule(steps=sizes.steps, peak=TUNING_RATE)
-        train(tuned, row_batches(seen, LESSON), schedule, seed=seed, label=f"seed {seed}")
-        yield tuned.eval(), seen, _asked(first[:CHOOSING]), _asked(second)
 
 
 def _classifiers(

@@ -40,7 +40,8 @@ def _each(rows: dict[str, Any]) -> str:
 
 
 def _made(study: dict[str, Any]) -> str:
-    return f"{study['cpu_seconds']} s of CPU time; {study['machine']}."
+    took = f"{study['cpu_seconds']} s of CPU time; " if study["cpu_seconds"] else ""
+    return f"{took}{study['machine']}."
 
 
 def _pruning(study: dict[str, Any]) -> str:
