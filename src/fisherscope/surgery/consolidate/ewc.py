@@ -251,10 +251,11 @@ class EWC:
             prints.add(fingerprint_below(source))
         for number, one in enumerate(fishers):
             if (held := one.identity.model_fingerprint) not in prints:
+                mine = " or ".join(sorted(prints))
                 raise IdentityError(
                     f"fisher {number} was estimated at other weights: its model has the "
-                    f"fingerprint {held}, this one {' or '.join(sorted(prints))}. Pass anchor=, the "
-                    "model as it was then, or estimate at these weights."
+                    f"fingerprint {held}, this one {mine}. Pass anchor=, the model as it was then, "
+                    "or estimate at these weights."
                 )
 
 
