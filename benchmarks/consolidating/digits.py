@@ -18,12 +18,12 @@ from torch import Tensor, nn
 import fisherscope as fs
 from fisherscope.studies.continual import continual_metrics
 
-TASKS, WIDTH, STEPS, BATCH, RATE = 5, 256, 320, 64, 1e-3
+TASKS, WIDTH, STEPS, BATCH, RATE = 5, 100, 200, 64, 2e-3
 TRAINING, VALIDATION = 1000, 297  # the other 500 are for testing
 METHODS = ("naive", "L2", "EWC", "online EWC", "joint")
 PENALISED = ("L2", "EWC", "online EWC")
-# One grid for every method, in half powers of ten: from far too weak to far too strong.
-STRENGTHS = tuple(10 ** (k / 2) for k in range(9))
+# One grid for every method, from far too weak to far too strong.
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 SEEDS, TUNING_SEEDS = (0, 1, 2, 3, 4), (100, 101)
 
 
@@ -52,7 +52,7 @@ def tasks(seed: int) -> list[Task]:
 
 
 def model(seed: int) -> nn.Sequential:
-    """An MLP of two hidden layers: 85,002 parameters."""
+    """An MLP of two hidden layers: 17,610 parameters."""
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Linear(64, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 10)
@@ -82,7 +82,7 @@ def accuracy(net: nn.Module, data: tuple[Tensor, Tensor]) -> float:
 
 def fisher(net: nn.Module, data: tuple[Tensor, Tensor], method: str) -> fs.Fisher:
     """The exact diagonal; for L2 the same trace, spread evenly over all parameters."""
-    found = fs.estimate(net, data, fisher_type="type-2", progress=False)
+    found = fs.estimate(net, data, fisher_type="type-2", max_examples=500, progress=False)
     if method != "L2":
         return found
     mean = sum(float(t.sum()) for t in found.sums.values()) / found.n_parameters
@@ -108,10 +108,9 @@ def run(method: str, strength: float, seed: int, part: str) -> dict[str, Any]:
     matrix = []
     for number, task in enumerate(sequence):
         if method == "joint":
-            net = model(seed)
             parts = [t.training for t in sequence[: number + 1]]
             data = (torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
-            train(net, data, STEPS * (number + 1), seed, None)
+            train(net, data, STEPS, 1000 * seed + number, None)
         else:
             train(net, task.training, STEPS, 1000 * seed + number, ewc)
         matrix.append([accuracy(net, data) for data in held])

@@ -28,14 +28,15 @@ from transformers import (
 import fisherscope as fs
 from fisherscope.data import batches, collate
 from fisherscope.demo import build
-from fisherscope.demo.build import LESSON_ROWS, TUNING_RATE, WINDOW, _lessons
+from fisherscope.demo.build import TUNING_RATE, WINDOW, _lessons
 from fisherscope.demo.corpora import read_corpora
 from fisherscope.demo.training import text_batches
 from fisherscope.integrations import EWCCallback
 
-STEPS, EVERY, HELD_OUT, FISHER_ROWS = 90, 6, 48, 128
+STEPS, EVERY, HELD_OUT, FISHER_ROWS = 60, 10, 16, 64
+BATCH = 8
 METHODS, PENALISED = ("plain", "L2", "EWC"), ("L2", "EWC")
-STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+STRENGTHS = (1.0, 10.0, 100.0)
 SEEDS, TUNING_SEED = (0, 1, 2), 100
 # Shares of what plain fine-tuning gains on the new task: where old tasks are compared.
 LEVELS = (0.5, 0.75, 0.9)
@@ -61,7 +62,7 @@ def subject() -> dict[str, Any]:
         ids = draw(torch.Generator().manual_seed(1)).labels
         rows = fs.examples({"input_ids": ids, "labels": ids})
         fishers.append(
-            fs.estimate(model, rows, fisher_type="mc", unit="token", draws=4, progress=False)
+            fs.estimate(model, rows, fisher_type="mc", unit="token", draws=2, progress=False)
         )
     return {
         "model": path,
@@ -134,7 +135,7 @@ def run(method: str, strength: float, seed: int) -> list[dict[str, float]]:
             model=model,
             args=TrainingArguments(
                 output_dir=folder,
-                per_device_train_batch_size=LESSON_ROWS,
+                per_device_train_batch_size=BATCH,
                 max_steps=STEPS,
                 learning_rate=TUNING_RATE,
                 lr_scheduler_type="cosine",

@@ -224,6 +224,8 @@ class EWC:
                     values.append(torch.dot(d, change.reshape(-1).to(d)))
                     if scale is not None and self.strength:
                         term.parts[name].add(change, self.strength * scale)
+                # Before the next piece's are made: two tensors exist at a time, not four.
+                del moved, product, d, change
         return 0.5 * self.strength * math.fsum(value.item() for value in values)
 
     def _check(self, fishers: Sequence[Fisher], anchor: nn.Module | None) -> None:
