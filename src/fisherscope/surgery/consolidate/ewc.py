@@ -224,6 +224,8 @@ class EWC:
                     values.append(torch.dot(d, change.reshape(-1).to(d)))
                     if scale is not None and self.strength:
                         term.parts[name].add(change, self.strength * scale)
+                # Before the next piece's are made: two tensors exist at a time, not four.
+                del moved, product, d, change
         return 0.5 * self.strength * math.fsum(value.item() for value in values)
 
     def _check(self, fishers: Sequence[Fisher], anchor: nn.Module | None) -> None:
@@ -251,10 +253,11 @@ class EWC:
             prints.add(fingerprint_below(source))
         for number, one in enumerate(fishers):
             if (held := one.identity.model_fingerprint) not in prints:
+                mine = " or ".join(sorted(prints))
                 raise IdentityError(
                     f"fisher {number} was estimated at other weights: its model has the "
-                    f"fingerprint {held}, this one {' or '.join(sorted(prints))}. Pass anchor=, "
-                    "the model as it was then, or estimate at these weights."
+                    f"fingerprint {held}, this one {mine}. Pass anchor=, the model as it was then, "
+                    "or estimate at these weights."
                 )
 
 

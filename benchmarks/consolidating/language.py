@@ -1,0 +1,220 @@
+"""The demo's base model learns to answer questions, through the Hugging Face Trainer.
+
+Old tasks are what it was trained on, source code and prose; the new one is questions and answers.
+Losses are measured on held-out rows of all three along the way, so that old tasks can be compared
+at equal loss of the new one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+import fisherscope as fs
+from fisherscope.data import batches, collate
+from fisherscope.demo import build
+from fisherscope.demo.build import TUNING_RATE, WINDOW, _lessons
+from fisherscope.demo.corpora import read_corpora
+from fisherscope.demo.training import text_batches
+from fisherscope.integrations import EWCCallback
+
+STEPS, EVERY, HELD_OUT, FISHER_ROWS = 60, 10, 16, 64
+BATCH = 8
+METHODS, PENALISED = ("plain", "L2", "EWC"), ("L2", "EWC")
+STRENGTHS = (1.0, 10.0, 100.0)
+SEEDS, TUNING_SEED = (0, 1, 2), 100
+# Shares of what plain fine-tuning gains on the new task: where old tasks are compared.
+LEVELS = (0.5, 0.75, 0.9)
+OLD = ("code", "prose")
+
+
+@functools.cache
+def subject() -> dict[str, Any]:
+    """Model, tokenizer, rows, and the Fishers of both old tasks on what they were trained on."""
+    place = Path(os.environ.get("FISHERSCOPE_DEMO", "runs/demo"))
+    if not (place / "models").is_dir():
+        build(place, progress=False)
+    path = str(place / "models" / "base")
+    model, tokenizer = (c.from_pretrained(path) for c in (AutoModelForCausalLM, AutoTokenizer))
+    corpora = read_corpora()
+    held_out = {
+        name: fs.read_jsonl(place / "tasks" / f"{name}.jsonl", tokenizer, max_examples=HELD_OUT)
+        for name in (*OLD, "qa")
+    }
+    fishers = []
+    for name in OLD:
+        draw = text_batches(tokenizer, [(corpora.documents[name], FISHER_ROWS)], WINDOW)
+        ids = draw(torch.Generator().manual_seed(1)).labels
+        rows = fs.examples({"input_ids": ids, "labels": ids})
+        fishers.append(
+            fs.estimate(model, rows, fisher_type="mc", unit="token", draws=2, progress=False)
+        )
+    return {
+        "model": path,
+        "held_out": held_out,
+        "lessons": _lessons(corpora, tokenizer),
+        "fishers": fishers,
+    }
+
+
+@torch.no_grad()
+def losses(model: Any, held_out: dict[str, Any]) -> dict[str, float]:
+    """Mean loss of each task's held-out rows in nats per token."""
+    training = model.training
+    model.eval()
+    found = {}
+    for name, rows in held_out.items():
+        total = count = 0.0
+        for group in batches(rows, 16):
+            batch = collate(group)
+            tokens = int((batch.labels[:, 1:] != -100).sum())
+            total += float(batch.call(model, labels=batch.labels).loss) * tokens
+            count += tokens
+        found[name] = total / count
+    model.train(training)
+    return found
+
+
+class Follow(TrainerCallback):
+    """Losses of all tasks every few steps."""
+
+    def __init__(self, held_out: dict[str, Any]) -> None:
+        self.held_out, self.curve = held_out, []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.curve.append(losses(kwargs["model"], self.held_out))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % EVERY == 0:
+            self.curve.append(losses(kwargs["model"], self.held_out))
+
+
+def penalty(model: Any, method: str, strength: float) -> fs.EWC:
+    """Both old tasks' Fishers; for L2 the same trace, spread evenly over all parameters."""
+    fishers = subject()["fishers"]
+    if method == "L2":
+        even = []
+        for fisher in fishers:
+            mean = sum(float(t.sum()) for t in fisher.sums.values()) / fisher.n_parameters
+            sums = {name: torch.full_like(t, mean) for name, t in fisher.sums.items()}
+            even.append(dataclasses.replace(fisher, sums=sums))
+        fishers = even
+    return fs.EWC(model, fishers, strength=strength)
+
+
+def run(method: str, strength: float, seed: int) -> list[dict[str, float]]:
+    """Fine-tune once; the curve of losses."""
+    known = subject()
+    model = AutoModelForCausalLM.from_pretrained(known["model"])
+    follow = Follow(known["held_out"])
+    callbacks: list[TrainerCallback] = [follow]
+    if method in PENALISED:
+        callbacks.append(EWCCallback(penalty(model, method, strength)))
+
+    def together(rows: Any) -> dict[str, Any]:
+        batch = collate(rows)
+        return {**batch.inputs, "labels": batch.labels}
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=folder,
+                per_device_train_batch_size=BATCH,
+                max_steps=STEPS,
+                learning_rate=TUNING_RATE,
+                lr_scheduler_type="cosine",
+                warmup_steps=5,
+                adam_beta2=0.98,
+                seed=seed,
+                save_strategy="no",
+                report_to=[],
+                use_cpu=True,
+                disable_tqdm=True,
+                remove_unused_columns=False,
+                logging_steps=30,
+            ),
+            train_dataset=known["lessons"],
+            data_collator=together,
+            callbacks=callbacks,
+        )
+        trainer.train()
+    return follow.curve
+
+
+def at(curve: list[dict[str, float]], level: float) -> float:
+    """Mean old loss where the new task's loss first falls to a level; NaN if it never does."""
+    new = [point["qa"] for point in curve]
+    old = [float(np.mean([point[name] for name in OLD])) for point in curve]
+    for i in range(1, len(new)):
+        if new[i] <= level:
+            share = (new[i - 1] - level) / (new[i - 1] - new[i])
+            return old[i - 1] + share * (old[i] - old[i - 1])
+    return float("nan")
+
+
+def levels(plain: list[dict[str, float]]) -> list[float]:
+    """New-task losses at shares of the best that plain fine-tuning reaches."""
+    start, best = plain[0]["qa"], min(point["qa"] for point in plain)
+    return [start - share * (start - best) for share in LEVELS]
+
+
+def measure(known: dict[str, Any], save: Any, log: Any) -> None:
+    """Fill in what is not known yet."""
+    runs = known.setdefault("runs", {})
+
+    def once(method: str, strength: float, seed: int) -> list[dict[str, float]]:
+        key = f"{method} {strength:g} {seed}"
+        if key not in runs:
+            log(f"  {key}")
+            runs[key] = run(method, strength, seed)
+            save()
+        return runs[key]
+
+    goal = levels(once("plain", 0, TUNING_SEED))[-1]
+    best = {"plain": 0.0}
+    for method in PENALISED:
+        costs = {s: at(once(method, s, TUNING_SEED), goal) for s in STRENGTHS}
+        reached = {s: c for s, c in costs.items() if np.isfinite(c)}
+        best[method] = min(reached, key=lambda s, c=reached: c[s])
+    known["best"] = best
+    curves = {m: [once(m, best[m], seed) for seed in SEEDS] for m in METHODS}
+    rows = []
+    for number, share in enumerate(LEVELS):
+        found = {}
+        for method in METHODS:
+            values = []
+            for seed_number, curve in enumerate(curves[method]):
+                level = levels(curves["plain"][seed_number])[number]
+                start = float(np.mean([curve[0][name] for name in OLD]))
+                values.append(at(curve, level) - start)
+            found[method] = np.array(values)
+        for method in METHODS:
+            row = {"share": share, "method": method, **_interval(found[method])}
+            row["saved"] = _interval(found["plain"] - found[method])
+            rows.append(row)
+    known["table"] = rows
+    save()
+
+
+def _interval(values: np.ndarray) -> dict[str, Any]:
+    n = len(values)
+    half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)
+    mean = values.mean()
+    reached = int(np.isfinite(values).sum())
+    return {"mean": mean, "low": mean - half, "high": mean + half, "reached": reached}

@@ -1,0 +1,5 @@
+"""Tables and plots of docs/continual.md."""
+
+
+def write() -> None:
+    """Nothing yet."""
