@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,16 +128,15 @@ class Bench:
             f"{units.level}|{change}|unit|{unit}", lambda: units.only(unit), change
         )
 
-    def _measure(self, key: str, gone, change: Change) -> Measured:
+    def _measure(self, key: str, gone: Callable[[], dict[str, Tensor]], change: Change) -> Measured:
         if key in self._known:
             return self._known[key]
         if self._interrupted():
             raise KeyboardInterrupt
         start = time.monotonic()
-        masks: dict[str, Tensor] = gone()
         values = without(
             self.parameters,
-            masks,
+            gone(),
             change.removal,
             norm=change.norm,
             seed=hash_seed(self.seed, change.draw),

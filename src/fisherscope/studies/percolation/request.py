@@ -251,6 +251,9 @@ def make_request(
 
     Returns:
         The checked request.
+
+    Raises:
+        ParameterError: If something does not fit together; the message names it.
     """
     fishers, tasks = _paired(fisher, data)
     _check_orders(fishers, tasks, options)

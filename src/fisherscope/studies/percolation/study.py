@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from fisherscope.defaults import DEFAULTS
+from fisherscope.errors import ParameterError
 from fisherscope.structures import Fisher
 from fisherscope.studies.percolation.bench import Bench, Change
 from fisherscope.studies.percolation.concentration import counts, plane_curves, plane_frames
+from fisherscope.studies.percolation.connectivity import connectivity
 from fisherscope.studies.percolation.critical import RANKED, check_candidates, critical_units
 from fisherscope.studies.percolation.functional import Curve, removal_curve
+from fisherscope.studies.percolation.graph import NeuronGraph, neuron_graph
 from fisherscope.studies.percolation.orders import ANY_TASK, Order
 from fisherscope.studies.percolation.removal import Removal
 from fisherscope.studies.percolation.request import PercolationOptions, Request, make_request
@@ -164,6 +167,7 @@ def percolation(
     for one in units.values():
         if options.candidates and one.level in _SINGLE:
             check_candidates(one, options.candidates)
+    graph, notes = _graph(request)
     watch = Watch(model, request.prepared)
     bench = Bench(
         request.parameters,
@@ -173,13 +177,17 @@ def percolation(
         identity=request.identity(),
         progress=progress,
     )
-    plan = _plan(request, watch, units)
+    plan = _plan(request, watch, units, graph)
     if on_plan is not None:
         on_plan(plan)
     with bench.running(plan.evaluations):
         curves = _curves(bench, request, units)
         plane, line = _plane(bench, request, units)
         critical = _critical(bench, request, units)
+    empty = pd.DataFrame()
+    structural, thresholds_of_graph = (
+        (empty, empty) if graph is None else connectivity(graph, request)
+    )
     tasks = watch.tasks
     frames = {
         "intact": intact_frame(watch, seed),
@@ -188,8 +196,8 @@ def percolation(
         "plane": plane,
         "line": line,
         "critical": critical,
-        "structural": pd.DataFrame(),
-        "structure": pd.DataFrame(),
+        "structural": structural,
+        "structure": joined,
     }
     for frame in frames.values():
         frame.insert(0, MODEL, name)
@@ -197,6 +205,7 @@ def percolation(
         **frames,
         comparison=pd.DataFrame(),
         plan={name: plan},
+        notes=notes,
         measured={name: tuple(curves)},
         tasks={name: tasks},
     )
@@ -211,7 +220,18 @@ def _change(options: PercolationOptions, length: float) -> Change:
     return Change(options.removal)
 
 
-def _plan(request: Request, watch: Watch, units: Mapping[str, Units]) -> PercolationPlan:
+def _graph(request: Request) -> tuple[NeuronGraph | None, tuple[str, ...]]:
+    if not request.options.structure:
+        return None, ()
+    try:
+        return neuron_graph(request.model, list(request.parameters)), ()
+    except ParameterError as error:
+        return None, (f"There is no graph of neurons. {error}",)
+
+
+def _plan(
+    request: Request, watch: Watch, units: Mapping[str, Units], graph: NeuronGraph | None
+) -> PercolationPlan:
     options = request.options
     curves = 0
     for one in units.values():
@@ -236,7 +256,7 @@ def _plan(request: Request, watch: Watch, units: Mapping[str, Units]) -> Percola
         evaluations=curves + plane + critical,
         seconds_each=seconds,
         units={level: one.count for level, one in units.items()},
-        bonds=0,
+        bonds=0 if graph is None else graph.bonds,
     )
 
 

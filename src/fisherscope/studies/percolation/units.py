@@ -47,6 +47,9 @@ class Units:
 
         Returns:
             Text such as ``model.layers.0.mlp[17]``; for a weight its tensor and coordinates.
+
+        Raises:
+            IndexError: If there is no such unit.
         """
         if self.names:
             return self.names[unit]
