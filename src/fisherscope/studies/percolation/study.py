@@ -185,9 +185,7 @@ def percolation(
         plane, line = _plane(bench, request, units)
         critical = _critical(bench, request, units)
     empty = pd.DataFrame()
-    structural, thresholds_of_graph = (
-        (empty, empty) if graph is None else connectivity(graph, request)
-    )
+    structural, joined = (empty, empty) if graph is None else connectivity(graph, request)
     tasks = watch.tasks
     frames = {
         "intact": intact_frame(watch, seed),
