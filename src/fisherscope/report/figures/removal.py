@@ -65,10 +65,12 @@ class RemovalData:
                     f"{text.percent(at['random'])}"
                 )
         graph = [
-            text.number(r["value"]) for r in self._joined("spanning") if r["order"] == "fisher"
+            row["value"]
+            for row in self.structure
+            if (row["quantity"], row["order"]) == ("spanning", "fisher")
         ]
         if parts and graph:
-            low = min(v for v in graph if v is not None)
+            low = min(graph)
             parts.append(
                 "the neuron graph still joins input and output until "
                 f"{text.percent(low)} of its bonds are gone in Fisher order"

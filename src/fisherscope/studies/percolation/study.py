@@ -197,10 +197,8 @@ def percolation(
         "structural": structural,
         "structure": joined,
     }
-    for frame in frames.values():
-        frame.insert(0, MODEL, name)
     return Percolation(
-        **frames,
+        **{key: frame.assign(model=name)[[MODEL, *frame]] for key, frame in frames.items()},
         comparison=pd.DataFrame(),
         plan={name: plan},
         notes=notes,
