@@ -70,6 +70,7 @@ from fisherscope.structures import (
 from fisherscope.studies.conflict import Conflict, conflict
 from fisherscope.studies.forgetting import Forgetting, forgetting
 from fisherscope.studies.interference import Interference, interference
+from fisherscope.studies.percolation import Percolation, percolation
 from fisherscope.surgery import (
     EWC,
     Merged,
@@ -147,9 +148,11 @@ __all__ = [
     "Conflict",
     "Forgetting",
     "Interference",
+    "Percolation",
     "conflict",
     "forgetting",
     "interference",
+    "percolation",
     # the named classes
     "BombshellMetrics",
     "ExtendedModularityMetrics",

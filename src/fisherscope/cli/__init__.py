@@ -17,6 +17,7 @@ _COMMANDS = (
     "forget",
     "interfere",
     "ls",
+    "percolate",
     "plan",
     "report",
     "validate",

@@ -9,6 +9,7 @@ from fisherscope.report.figures import (
     overlap,
     path,
     predicted,
+    removal,
     similarity,
     studied,
 )
@@ -33,6 +34,7 @@ STUDIES: dict[str, tuple[FigureSpec, ...]] = {
         studied.CONFLICT,
         studied.CONFLICTING,
     ),
+    "percolation": (removal.FIGURE,),
 }
 
 __all__ = ["COMPARISON", "REGISTRY", "STUDIES", "FigureData", "FigureSpec", "View"]

@@ -1,0 +1,199 @@
+"""Every state of the weights that was looked at, once: measured, kept, and taken up again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from fisherscope.errors import IdentityError, StoreError
+from fisherscope.interruption import whole_batches
+from fisherscope.studies.percolation.orders import Ordering
+from fisherscope.studies.percolation.removal import Removal, replaced, without
+from fisherscope.studies.percolation.units import Units
+from fisherscope.studies.percolation.watch import Measured, Watch
+
+FILE = "evaluations.jsonl"
+INTACT = "intact"
+
+
+@dataclass(frozen=True)
+class Change:
+    """How chosen weights are changed.
+
+    Attributes:
+        removal: ``"zero"``, ``"mean"`` or ``"noise"``.
+        norm: Length of the noise; 0 for the others.
+        draw: Number of the noise.
+    """
+
+    removal: Removal = "zero"
+    norm: float = 0.0
+    draw: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.removal}:{self.norm!r}:{self.draw}" if self.norm else self.removal
+
+
+class Bench:
+    """Measures the tasks at changed weights; the model is intact between any two measurements.
+
+    Args:
+        parameters: Name to parameter, of those that may change.
+        watch: The tasks.
+        seed: Keys the noise.
+        folder: Where measurements are kept, or ``None``.
+        identity: What they depend on; those of another identity are refused.
+        progress: Show a bar.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        watch: Watch,
+        *,
+        seed: int = 0,
+        folder: Path | None = None,
+        identity: str = "",
+        progress: bool = False,
+    ):
+        self.parameters = dict(parameters)
+        self.watch = watch
+        self.seed = seed
+        self.seconds: list[float] = []
+        self._known: dict[str, Measured] = {INTACT: watch.intact}
+        self._file = None if folder is None else folder / FILE
+        self._progress, self._bar = progress, tqdm(disable=True)
+        self._interrupted = lambda: False
+        if self._file is not None:
+            self._open(self._file, identity)
+
+    @contextlib.contextmanager
+    def running(self, total: int) -> Generator[None]:
+        """Show progress, and let Ctrl-C wait for the end of a measurement.
+
+        Args:
+            total: Expected number of measurements.
+
+        Yields:
+            Nothing.
+        """
+        with (
+            whole_batches(True) as self._interrupted,
+            tqdm(
+                total=total, desc="percolation", unit="evaluation", disable=not self._progress
+            ) as self._bar,
+        ):
+            yield
+
+    def after(self, ordering: Ordering, removed: int, units: Units, change: Change) -> Measured:
+        """The tasks after the first units of an ordering were changed.
+
+        Args:
+            ordering: The ordering.
+            removed: How many units.
+            units: The units.
+            change: What is done to them.
+
+        Returns:
+            The sums of each example.
+        """
+        key = INTACT
+        if removed:
+            which = json.dumps([ordering.order, ordering.by, ordering.repetition, removed])
+            # All units at once are the same in every order.
+            key = f"{units.level}|{change}|{'all' if removed == ordering.count else which}"
+        return self._measure(key, lambda: ordering.first(removed), change)
+
+    def without_unit(self, units: Units, unit: int, change: Change) -> Measured:
+        """The tasks after a single unit was changed.
+
+        Args:
+            units: The units.
+            unit: Its number.
+            change: What is done to it.
+
+        Returns:
+            The sums of each example.
+        """
+        return self._measure(
+            f"{units.level}|{change}|unit|{unit}", lambda: units.only(unit), change
+        )
+
+    def _measure(self, key: str, gone: Callable[[], dict[str, Tensor]], change: Change) -> Measured:
+        if key in self._known:
+            return self._known[key]
+        if self._interrupted():
+            raise KeyboardInterrupt
+        start = time.monotonic()
+        values = without(
+            self.parameters,
+            gone(),
+            change.removal,
+            norm=change.norm,
+            seed=hash_seed(self.seed, change.draw),
+        )
+        with replaced(self.parameters, values):
+            found = self.watch.evaluate()
+        self.seconds.append(time.monotonic() - start)
+        self._known[key] = found
+        self._keep(key, found)
+        self._bar.update()
+        if self._interrupted():
+            raise KeyboardInterrupt
+        return found
+
+    def _keep(self, key: str, found: Measured) -> None:
+        if self._file is not None:
+            # repr of a float reads back as the same float.
+            line = {"key": key, "tasks": {name: sums.tolist() for name, sums in found.items()}}
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+                stream.flush()
+
+    def _open(self, file: Path, identity: str) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            file.write_text(json.dumps({"identity": identity}) + "\n", encoding="utf-8")
+            return
+        lines = file.read_text(encoding="utf-8").split("\n")
+        try:
+            mine = json.loads(lines[0])["identity"] == identity
+            rows = [json.loads(line) for line in lines[1:-1]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{file} is damaged; delete it and start again") from error
+        if not mine:
+            raise IdentityError(
+                f"{file} holds measurements of another model, other data or other settings; "
+                "choose another folder, or delete it"
+            )
+        for row in rows:
+            tasks = {name: np.array(sums) for name, sums in row["tasks"].items()}
+            self._known[row["key"]] = tasks
+        # A line that was cut off by the interruption is dropped.
+        whole = "\n".join([*lines[:-1], ""])
+        if lines[-1]:
+            temporary = file.with_suffix(".part")
+            temporary.write_text(whole, encoding="utf-8")
+            os.replace(temporary, file)
+
+
+def hash_seed(seed: int, draw: int) -> int:
+    """A seed for each draw of noise.
+
+    Args:
+        seed: The study's.
+        draw: Number of the draw.
+
+    Returns:
+        A non-negative integer below 2⁶³.
+    """
+    return int(np.random.SeedSequence((seed, draw)).generate_state(1, np.uint64)[0] >> 1)
