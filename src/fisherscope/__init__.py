@@ -30,6 +30,7 @@ from fisherscope.analysis import (
     top_directions,
     uncertainty,
 )
+from fisherscope.checkpoint import Checkpoint
 from fisherscope.data import Example, examples, mask_tokens, read_jsonl
 from fisherscope.defaults import DEFAULTS, FisherConfig
 from fisherscope.errors import (
@@ -142,6 +143,7 @@ __all__ = [
     "EKFAC",
     "KFAC",
     # settings
+    "Checkpoint",
     "DEFAULTS",
     "FisherConfig",
     "Layers",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from fisherscope import preparation, specs
+from fisherscope.checkpoint import Checkpoint
 from fisherscope.data import Example
 from fisherscope.data import halves as split_in_halves
 from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, OnNonFinite, Sampling, Unit
@@ -21,6 +23,7 @@ from fisherscope.passes import Pass
 from fisherscope.preparation import Prepared, settled
 from fisherscope.structures import Fisher, KFACFisher
 from fisherscope.structures.columns import beside
+from fisherscope.structures.eigenvectors import decompose
 
 
 @torch.inference_mode(False)
@@ -41,7 +44,7 @@ def estimate(
     halves: bool = DEFAULTS.halves,
     on_nonfinite: OnNonFinite = DEFAULTS.on_nonfinite,
     progress: bool = True,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
     memory_limit: int | str | None = None,
     basis: KFACFisher | None = None,
 ) -> Fisher:
@@ -98,9 +101,11 @@ def estimate(
         on_nonfinite: ``"raise"``, or ``"skip"`` to leave examples with non-finite scores
             out and report their ids. Default: ``"raise"``.
         progress: Show a progress bar. Default: ``True``.
-        checkpoint: Folder for the state of an unfinished pass, written every two minutes
-            and at the end of the batch in which Ctrl-C is pressed; the same call goes on from
-            it. Default: ``None``.
+        checkpoint: Folder for the state of an unfinished estimate, or a
+            :class:`fisherscope.Checkpoint` that says how often it is written: every two
+            minutes, after each eigendecomposition, and at the end of the batch in which
+            Ctrl-C is pressed or SIGTERM arrives. The same call goes on from it, with any
+            ``batch_size``; while it runs, no other may. Default: ``None``.
         memory_limit: Most memory for the sums, in bytes or as text (``"8GB"``): parameters
             are cut into as many parts as it takes, each with a pass of its own. The numbers
             are the same. Default: ``None``, one pass.
@@ -112,12 +117,11 @@ def estimate(
         A :class:`~fisherscope.structures.Fisher` of the structure, with sums, counts and
         ledger.
 
-    Raises:
-        ParameterError: If an option, or a combination of options, makes no sense. Wrong data
-            and models raise before the first pass, too: ``DataError``, ``LikelihoodError``,
-            ``IdentityError`` (foreign checkpoint or basis), ``NonFiniteError`` (weights);
-            losses and scores that are not finite raise ``NonFiniteError`` with the example's
-            id.
+    An option, or a combination of options, that makes no sense raises :class:`ParameterError`
+    before the first pass, and so do wrong data and models: ``DataError``, ``LikelihoodError``,
+    ``IdentityError`` (foreign checkpoint or basis), ``NonFiniteError`` (weights), ``StoreError``
+    (a checkpoint that is damaged or in use). Losses and scores that are not finite raise
+    ``NonFiniteError`` with the example's id.
     """
     config = FisherConfig(
         structure=structure,
@@ -133,23 +137,11 @@ def estimate(
         halves=halves,
         on_nonfinite=on_nonfinite,
     )
+    kept = Checkpoint.of(checkpoint)
     prepared = preparation.prepare(model, data, config)
-    folder = Path(checkpoint) if checkpoint is not None else None
-    run = _Estimate(folder, progress, memory_limit)
-    if isinstance(prepared.spec, specs.EKFAC):
-        basis = _checked(basis, prepared) if basis else run.factors(prepared)
-        folder = folder / "eigenvalues" if folder is not None else None
-    elif basis is not None:
-        raise ParameterError(
-            f"basis= is for structure='ekfac'; structure={str(prepared.spec)!r} has no eigenbasis"
-        )
-    if not halves:
-        return run(prepared, prepared.examples, folder, "Fisher", basis)
-    parts = []
-    for number, part in enumerate(split_in_halves(prepared.examples)):
-        place = folder / f"half-{number}" if folder is not None else None
-        parts.append(run(prepared, part, place, f"Fisher, half {number + 1}", basis))
-    return dataclasses.replace(parts[0] + parts[1], halves=(parts[0], parts[1]))
+    run = _Estimate(kept, progress, memory_limit)
+    with kept.claimed() if kept is not None else nullcontext():
+        return run.whole(prepared, basis)
 
 
 def identity(model: nn.Module, data: Any, **options: Any):
@@ -170,9 +162,30 @@ def identity(model: nn.Module, data: Any, **options: Any):
 class _Estimate:
     """Passes over examples, as many as the memory for the sums asks for."""
 
-    folder: Path | None
+    checkpoint: Checkpoint | None
     progress: bool
     limit: int | str | None
+
+    def whole(self, prepared: Prepared, basis: KFACFisher | None) -> Fisher:
+        """All passes of an estimate."""
+        kept = self.checkpoint
+        if isinstance(prepared.spec, specs.EKFAC):
+            basis = _checked(basis, prepared) if basis else self.factors(prepared)
+            if kept is not None:
+                decompose(basis, kept.path / "eigenvectors")
+            kept = _within(kept, "eigenvalues")
+        elif basis is not None:
+            raise ParameterError(
+                f"basis= is for structure='ekfac'; structure={str(prepared.spec)!r} has no "
+                "eigenbasis"
+            )
+        if not prepared.config.halves:
+            return self(prepared, prepared.examples, kept, "Fisher", basis)
+        parts = []
+        for number, part in enumerate(split_in_halves(prepared.examples)):
+            place = _within(kept, f"half-{number}")
+            parts.append(self(prepared, part, place, f"Fisher, half {number + 1}", basis))
+        return dataclasses.replace(parts[0] + parts[1], halves=(parts[0], parts[1]))
 
     def factors(self, prepared: Prepared) -> KFACFisher:
         """The KFAC whose eigenbasis an EKFAC over the same examples uses."""
@@ -180,7 +193,7 @@ class _Estimate:
         identity = dataclasses.replace(prepared.identity, structure=str(spec))
         config = dataclasses.replace(prepared.config, structure=spec)
         request = dataclasses.replace(prepared, config=config, identity=identity)
-        place = self.folder / "factors" if self.folder is not None else None
+        place = _within(self.checkpoint, "factors")
         found = self(request, prepared.examples, place, "Kronecker factors")
         assert isinstance(found, KFACFisher)
         return found
@@ -189,26 +202,26 @@ class _Estimate:
         self,
         prepared: Prepared,
         examples: Sequence[Example],
-        folder: Path | None,
+        checkpoint: Checkpoint | None,
         title: str,
         basis: KFACFisher | None = None,
     ) -> Fisher:
-        return settled(prepared, lambda p: self._all(p, examples, folder, title, basis))
+        return settled(prepared, lambda p: self._all(p, examples, checkpoint, title, basis))
 
     def _all(
         self,
         prepared: Prepared,
         examples: Sequence[Example],
-        folder: Path | None,
+        checkpoint: Checkpoint | None,
         title: str,
         basis: KFACFisher | None,
     ) -> Fisher:
         parts = partition(prepared, self.limit, basis)
         if len(parts) == 1:
-            return Pass(prepared, examples, folder, self.progress, title, basis).finish()
+            return Pass(prepared, examples, checkpoint, self.progress, title, basis).finish()
         found: list[Fisher] = []
         for number, names in enumerate(parts):
-            place = folder / f"part-{number}" if folder is not None else None
+            place = _within(checkpoint, f"part-{number}")
             label = f"{title}, part {number + 1} of {len(parts)}"
             one = Pass(prepared.only(names), examples, place, self.progress, label, basis)
             found.append(one.finish())
@@ -219,6 +232,10 @@ class _Estimate:
             whole = self._all(prepared, kept, None, title, basis)
             return dataclasses.replace(whole, skipped=tuple(sorted(skipped)))
         return beside(found, prepared.identity)
+
+
+def _within(checkpoint: Checkpoint | None, name: str) -> Checkpoint | None:
+    return None if checkpoint is None else checkpoint.within(name)
 
 
 def _factors_of(spec: specs.Spec) -> specs.KFAC:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from fisherscope.checkpoint import Checkpoint, Pace
 from fisherscope.data import Example, batches, fingerprint
 from fisherscope.engine.sweep import Sweep
 from fisherscope.errors import IdentityError, NonFiniteError
@@ -18,8 +17,8 @@ from fisherscope.interruption import whole_batches
 from fisherscope.preparation import Prepared
 from fisherscope.structures import Fisher, KFACFisher, Ledger, load
 from fisherscope.structures.accumulation import Accumulator, accumulator
-
-CHECKPOINT_SECONDS = 120.0
+from fisherscope.structures.folder import stamp
+from fisherscope.structures.io import MANIFEST
 
 
 class Pass:
@@ -28,7 +27,7 @@ class Pass:
     Args:
         prepared: The request.
         examples: Its examples or some of them.
-        folder: Where the state of an unfinished pass is kept, or ``None``.
+        checkpoint: Where and how often the state is kept, or ``None``.
         progress: Show a progress bar.
         title: Of the bar.
         basis: KFAC whose eigenvectors an EKFAC uses. Default: ``None``.
@@ -38,42 +37,46 @@ class Pass:
         self,
         prepared: Prepared,
         examples: Sequence[Example],
-        folder: Path | None,
+        checkpoint: Checkpoint | None,
         progress: bool,
         title: str,
         basis: KFACFisher | None = None,
     ):
         self.prepared, self.examples = prepared, list(examples)
-        self.folder, self.progress, self.title = folder, progress, title
+        self.checkpoint, self.progress, self.title = checkpoint, progress, title
         self.basis = basis
-        self.done: list[Example] = []
-        self.groups: list[int] = []
+        self.parts: list[tuple[list[Example], np.ndarray]] = []
         self.skipped: list[str] = []
-        self.norms: list[np.ndarray] = []
         self.accumulator = self._accumulator()
-        self.earlier: Fisher | None = None
-        if self.folder is not None and self.folder.exists() and any(self.folder.iterdir()):
-            self.earlier = self._resume(load(self.folder))
-        known = set()
+        self.earlier = self._earlier()
+        known: set[str] = set()
         if self.earlier is not None:
             known = {*self.earlier.ledger.ids, *self.earlier.skipped}
             self.accumulator.resume(self.earlier.sums)
         left = [e for e in self.examples if e.id not in known]
         self.left = batches(left, prepared.config.batch_size) if left else []
+        self.saved = 0
 
     def _accumulator(self) -> Accumulator:
         p = self.prepared
         return accumulator(p.spec, p.parameters, p.coverage, p.config.unit, self.basis)
 
-    def _resume(self, earlier: Fisher) -> Fisher:
-        mine = self.prepared.identity
-        mine.check(earlier.identity, ignore=("data_fingerprint", "version"))
+    def _earlier(self) -> Fisher | None:
+        """What an interrupted pass has left."""
+        if self.checkpoint is None:
+            return None
+        place = self.checkpoint.path
+        bare = not place.is_dir() or not any(place.iterdir())
+        if bare and stamp(place, MANIFEST) is None:
+            return None
+        earlier = load(place)
+        self.prepared.identity.check(earlier.identity, ignore=("data_fingerprint", "version"))
         ids = {*earlier.ledger.ids, *earlier.skipped}
         seen = [e for e in self.examples if e.id in ids]
         if fingerprint(seen) != earlier.identity.data_fingerprint or len(seen) != len(ids):
             raise IdentityError(
-                f"the checkpoint {self.folder} was made from other examples (data_fingerprint "
-                "differs); delete it, or give another folder"
+                f"the checkpoint {place} was made from other examples "
+                "(data_fingerprint differs); delete it, or give another folder"
             )
         return earlier
 
@@ -85,31 +88,34 @@ class Pass:
 
         Raises:
             KeyboardInterrupt: If Ctrl-C was pressed; the state so far is in the folder.
+            SystemExit: If SIGTERM has arrived; the state so far is in the folder.
         """
         p = self.prepared
-        saved = time.monotonic()
+        pace = Pace(self.checkpoint)
         total = sum(p.likelihood.tokens(e) for group in self.left for e in group)
         sweep = Sweep(p.model, p.likelihood, p.coverage)
         bar = tqdm(total=total, desc=self.title, unit="token", disable=not self.progress)
         try:
-            with bar, sweep, whole_batches(self.folder is not None) as interrupted:
+            with bar, sweep, whole_batches(self.checkpoint is not None) as noted:
                 for group in self.left:
                     self._batch(sweep, group)
                     bar.update(sum(p.likelihood.tokens(e) for e in group))
-                    late = time.monotonic() - saved > CHECKPOINT_SECONDS
-                    if self.folder is not None and (late or interrupted()):
-                        self._fisher().save(self.folder)
-                        saved = time.monotonic()
-                    if interrupted():
-                        raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            if self.folder is not None and self.done and self.accumulator.complete:
-                self._fisher().save(self.folder)
+                    if pace.due() or noted.number is not None:
+                        self._save(self._fisher())
+                        pace.written()
+                    noted.obey()
+                fisher = self._fisher()
+                self._save(fisher)
+        except (KeyboardInterrupt, SystemExit):
+            if len(self.parts) > self.saved and self.accumulator.complete:
+                self._save(self._fisher())
             raise
-        fisher = self._fisher()
-        if self.folder is not None:
-            fisher.save(self.folder)
         return fisher
+
+    def _save(self, fisher: Fisher) -> None:
+        if self.checkpoint is not None:
+            fisher.save(self.checkpoint.path)
+            self.saved = len(self.parts)
 
     def _batch(self, sweep: Sweep, group: list[Example]) -> None:
         target = self.accumulator
@@ -130,9 +136,8 @@ class Pass:
             return
         if target is not self.accumulator:
             self.accumulator.absorb(target)
-        self.done += group
-        self.groups += [len(self.norms)] * len(group)
-        self.norms.append(norms)
+        self.parts.append((group, norms))
+        self.accumulator.complete = True
 
     def _pass(self, sweep: Sweep, group: list[Example], target: Accumulator):
         target.open_batch(len(group), self.prepared.kept_sets, sweep.device)
@@ -150,25 +155,27 @@ class Pass:
     def _fisher(self) -> Fisher:
         p, config = self.prepared, self.prepared.config
         shape = (p.kept_sets, 0, len(p.parameters))
-        norms = np.concatenate([np.zeros(shape), *self.norms], axis=1)
+        norms = np.concatenate([np.zeros(shape), *(part for _, part in self.parts)], axis=1)
+        done = [example for group, _ in self.parts for example in group]
+        groups = [number for number, (group, _) in enumerate(self.parts) for _ in group]
         several = config.fisher_type == "mc" and config.draws > 1
-        tokens = np.array([p.likelihood.tokens(e) for e in self.done], dtype=np.int64)
+        tokens = np.array([p.likelihood.tokens(e) for e in done], dtype=np.int64)
         skipped = set(self.skipped)
-        seen = [*self.done, *(e for e in self.examples if e.id in skipped)]
+        seen = [*done, *(e for e in self.examples if e.id in skipped)]
         fisher = Fisher.of_structure(p.identity.structure)(
             identity=dataclasses.replace(p.identity, data_fingerprint=fingerprint(seen)),
             sums=self.accumulator.results(),
             ledger=Ledger(
-                ids=tuple(e.id for e in self.done),
+                ids=tuple(e.id for e in done),
                 tensors=tuple(p.parameters),
                 squares=norms.mean(0),
                 tokens=tokens,
                 draw_variance=norms.var(0, ddof=1) if several else None,
                 draw_variance_total=norms.sum(2).var(0, ddof=1) if several else None,
-                groups=np.array(self.groups, dtype=np.int64) if config.unit == "batch" else None,
+                groups=np.array(groups, dtype=np.int64) if config.unit == "batch" else None,
             ),
             coverage=self.accumulator.coverage_text(),
-            n_units=len(self.done) if config.unit in {"example", "batch"} else int(tokens.sum()),
+            n_units=len(done) if config.unit in {"example", "batch"} else int(tokens.sum()),
             skipped=tuple(self.skipped),
             layout=self.accumulator.layout,
         )
