@@ -42,6 +42,7 @@ from fisherscope.errors import (
     LikelihoodError,
     NonFiniteError,
     ParameterError,
+    RankError,
     StoreError,
     TaskError,
 )
@@ -158,6 +159,7 @@ __all__ = [
     "LikelihoodError",
     "NonFiniteError",
     "ParameterError",
+    "RankError",
     "StoreError",
     "TaskError",
 ]

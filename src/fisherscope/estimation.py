@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from fisherscope.checkpoint import Checkpoint
 from fisherscope.data import Example
 from fisherscope.data import halves as split_in_halves
 from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, OnNonFinite, Sampling, Unit
+from fisherscope.distributed import Ranks
 from fisherscope.errors import IdentityError, ParameterError
 from fisherscope.naming import Selection
 from fisherscope.partition import partition
 from fisherscope.passes import Pass
 from fisherscope.preparation import Prepared, settled
-from fisherscope.structures import Fisher, KFACFisher
+from fisherscope.structures import Fisher, Identity, KFACFisher
 from fisherscope.structures.columns import beside
 from fisherscope.structures.eigenvectors import decompose
 
@@ -47,6 +48,7 @@ def estimate(
     checkpoint: str | Path | Checkpoint | None = None,
     memory_limit: int | str | None = None,
     basis: KFACFisher | None = None,
+    distributed: bool = True,
 ) -> Fisher:
     r"""Estimate a Fisher of an unmodified model, exactly per datum.
 
@@ -112,6 +114,10 @@ def estimate(
         basis: For ``"ekfac"``: a KFAC of the same parameters whose eigenvectors are used, so
             that estimates over different data can be added. Default: ``None``, one is
             estimated on the same data first.
+        distributed: Where a ``torch.distributed`` process group of several ranks is
+            initialised: share the examples among them. Every rank makes the same call with
+            the same data and gets the same result; the first one writes the checkpoint and
+            shows progress. ``False``: this process works alone. Default: ``True``.
 
     Returns:
         A :class:`~fisherscope.structures.Fisher` of the structure, with sums, counts and
@@ -138,10 +144,19 @@ def estimate(
         on_nonfinite=on_nonfinite,
     )
     kept = Checkpoint.of(checkpoint)
-    prepared = preparation.prepare(model, data, config)
-    run = _Estimate(kept, progress, memory_limit)
-    with kept.claimed() if kept is not None else nullcontext():
-        return run.whole(prepared, basis)
+    ranks = Ranks(together=distributed)
+    found: list[Prepared] = []
+
+    def prepare() -> tuple[Any, ...]:
+        found.append(preparation.prepare(model, data, config))
+        shared = (batch_size, halves, on_nonfinite, memory_limit, kept is not None)
+        return found[0].identity, shared, found[0].coverage.text
+
+    _same(ranks.each(prepare))
+    with ExitStack() as stack:
+        if kept is not None:
+            ranks.once(lambda: stack.enter_context(kept.claimed()))
+        return _Estimate(kept, progress, memory_limit, ranks).whole(found[0], basis)
 
 
 def identity(model: nn.Module, data: Any, **options: Any):
@@ -165,14 +180,14 @@ class _Estimate:
     checkpoint: Checkpoint | None
     progress: bool
     limit: int | str | None
+    ranks: Ranks
 
     def whole(self, prepared: Prepared, basis: KFACFisher | None) -> Fisher:
         """All passes of an estimate."""
         kept = self.checkpoint
         if isinstance(prepared.spec, specs.EKFAC):
             basis = _checked(basis, prepared) if basis else self.factors(prepared)
-            if kept is not None:
-                decompose(basis, kept.path / "eigenvectors")
+            decompose(basis, kept and kept.path / "eigenvectors", self.ranks)
             kept = _within(kept, "eigenvalues")
         elif basis is not None:
             raise ParameterError(
@@ -218,13 +233,13 @@ class _Estimate:
     ) -> Fisher:
         parts = partition(prepared, self.limit, basis)
         if len(parts) == 1:
-            return Pass(prepared, examples, checkpoint, self.progress, title, basis).finish()
+            return self._pass(prepared, examples, checkpoint, title, basis)
         found: list[Fisher] = []
         for number, names in enumerate(parts):
             place = _within(checkpoint, f"part-{number}")
             label = f"{title}, part {number + 1} of {len(parts)}"
-            one = Pass(prepared.only(names), examples, place, self.progress, label, basis)
-            found.append(one.finish())
+            part = prepared.only(names)
+            found.append(self._pass(part, examples, place, label, basis))
         skipped = {example for fisher in found for example in fisher.skipped}
         if any(set(fisher.skipped) != skipped for fisher in found):
             # An example that is not finite in one part has to be left out of all.
@@ -232,6 +247,37 @@ class _Estimate:
             whole = self._all(prepared, kept, None, title, basis)
             return dataclasses.replace(whole, skipped=tuple(sorted(skipped)))
         return beside(found, prepared.identity)
+
+    def _pass(
+        self,
+        prepared: Prepared,
+        examples: Sequence[Example],
+        checkpoint: Checkpoint | None,
+        title: str,
+        basis: KFACFisher | None,
+    ) -> Fisher:
+        shown, ranks = self.progress, self.ranks
+        return Pass(prepared, examples, checkpoint, shown, title, basis, ranks).finish()
+
+
+def _same(said: Sequence[tuple[Identity, tuple[Any, ...], dict[str, str]]]) -> None:
+    """Make sure that all ranks were asked for the same thing."""
+    first, options, rules = said[0]
+    for rank, (other, theirs, covered) in enumerate(said):
+        try:
+            first.check(other, ignore=())
+        except IdentityError as error:
+            raise IdentityError(
+                f"ranks 0 and {rank} were asked for different estimates: {error} Give every rank "
+                "the same model and the same data (they are shared out here), or pass "
+                "distributed=False."
+            ) from error
+        if theirs != options or covered != rules:
+            raise IdentityError(
+                f"ranks 0 and {rank} differ in batch_size, halves, on_nonfinite, memory_limit, "
+                f"checkpoint ({options} and {theirs}) or in what covers which parameter; make the "
+                "same call on the same kind of machine"
+            )
 
 
 def _within(checkpoint: Checkpoint | None, name: str) -> Checkpoint | None:

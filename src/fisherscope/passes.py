@@ -11,14 +11,18 @@ from tqdm.auto import tqdm
 
 from fisherscope.checkpoint import Checkpoint, Pace
 from fisherscope.data import Example, batches, fingerprint
+from fisherscope.distributed import Ranks
 from fisherscope.engine.sweep import Sweep
 from fisherscope.errors import IdentityError, NonFiniteError
-from fisherscope.interruption import whole_batches
+from fisherscope.interruption import Noted, whole_batches
 from fisherscope.preparation import Prepared
 from fisherscope.structures import Fisher, KFACFisher, Ledger, load
 from fisherscope.structures.accumulation import Accumulator, accumulator
 from fisherscope.structures.folder import stamp
 from fisherscope.structures.io import MANIFEST
+
+TOKENS = 4096
+"""Padded tokens of a batch, where no ``batch_size`` is given."""
 
 
 class Pass:
@@ -31,6 +35,8 @@ class Pass:
         progress: Show a progress bar.
         title: Of the bar.
         basis: KFAC whose eigenvectors an EKFAC uses. Default: ``None``.
+        ranks: The processes that share the pass; each takes every so manieth batch. Default:
+            this one.
     """
 
     def __init__(
@@ -41,21 +47,37 @@ class Pass:
         progress: bool,
         title: str,
         basis: KFACFisher | None = None,
+        ranks: Ranks | None = None,
     ):
         self.prepared, self.examples = prepared, list(examples)
         self.checkpoint, self.progress, self.title = checkpoint, progress, title
         self.basis = basis
         self.parts: list[tuple[list[Example], np.ndarray]] = []
         self.skipped: list[str] = []
-        self.accumulator = self._accumulator()
-        self.earlier = self._earlier()
+        self.ranks = ranks or Ranks(together=False)
+        self.earlier = self.ranks.once(self._earlier)
+        self.accumulator = self._opened()
         known: set[str] = set()
         if self.earlier is not None:
             known = {*self.earlier.ledger.ids, *self.earlier.skipped}
-            self.accumulator.resume(self.earlier.sums)
-        left = [e for e in self.examples if e.id not in known]
-        self.left = batches(left, prepared.config.batch_size) if left else []
+        self.left = self._rounds([e for e in self.examples if e.id not in known])
         self.saved = 0
+
+    def _opened(self) -> Accumulator:
+        found: list[Accumulator] = []
+        self.ranks.each(lambda: found.append(self._accumulator()))
+        if self.earlier is not None and self.ranks.first:
+            found[0].resume(self.earlier.sums)
+        return found[0]
+
+    def _rounds(self, left: list[Example]) -> list[list[list[Example]]]:
+        """Batches, as many at a time as there are ranks: the same on each of them."""
+        config, world, budget = self.prepared.config, self.ranks.world, TOKENS
+        if world > 1 and config.unit != "batch":
+            # A few examples make batches for all; for "batch" they would be other units.
+            budget = max(1, min(budget, -(-sum(e.length for e in left) // world)))
+        groups = batches(left, config.batch_size, budget) if left else []
+        return [groups[start : start + world] for start in range(0, len(groups), world)]
 
     def _accumulator(self) -> Accumulator:
         p = self.prepared
@@ -90,32 +112,65 @@ class Pass:
             KeyboardInterrupt: If Ctrl-C was pressed; the state so far is in the folder.
             SystemExit: If SIGTERM has arrived; the state so far is in the folder.
         """
-        p = self.prepared
+        p, ranks = self.prepared, self.ranks
+        tokens = [sum(p.likelihood.tokens(e) for g in groups for e in g) for groups in self.left]
         pace = Pace(self.checkpoint)
-        total = sum(p.likelihood.tokens(e) for group in self.left for e in group)
         sweep = Sweep(p.model, p.likelihood, p.coverage)
-        bar = tqdm(total=total, desc=self.title, unit="token", disable=not self.progress)
+        shown = self.progress and ranks.first
+        bar = tqdm(total=sum(tokens), desc=self.title, unit="token", disable=not shown)
         try:
             with bar, sweep, whole_batches(self.checkpoint is not None) as noted:
-                for group in self.left:
-                    self._batch(sweep, group)
-                    bar.update(sum(p.likelihood.tokens(e) for e in group))
-                    if pace.due() or noted.number is not None:
-                        self._save(self._fisher())
+                for groups, count in zip(self.left, tokens, strict=True):
+                    said = ranks.each(lambda g=groups: self._round(sweep, g, pace, noted))
+                    bar.update(count)
+                    noted.number = next((n for _, n in said if n is not None), None)
+                    if self.checkpoint is not None and (said[0][0] or noted.number is not None):
+                        self._save(self._joined())
+                        self._part()
                         pace.written()
                     noted.obey()
-                fisher = self._fisher()
+                fisher = self._joined()
                 self._save(fisher)
         except (KeyboardInterrupt, SystemExit):
-            if len(self.parts) > self.saved and self.accumulator.complete:
+            alone = self.checkpoint is not None and ranks.world == 1
+            if alone and len(self.parts) > self.saved and self.accumulator.complete:
                 self._save(self._fisher())
             raise
         return fisher
 
+    def _round(
+        self, sweep: Sweep, groups: list[list[Example]], pace: Pace, noted: Noted
+    ) -> tuple[bool, int | None]:
+        """This rank's batch, if there is one for it; whether to save, and any signal."""
+        if self.ranks.rank < len(groups):
+            self._batch(sweep, groups[self.ranks.rank])
+        return pace.due(), noted.number
+
     def _save(self, fisher: Fisher) -> None:
-        if self.checkpoint is not None:
-            fisher.save(self.checkpoint.path)
+        checkpoint = self.checkpoint
+        if checkpoint is not None:
+            self.ranks.once(lambda: fisher.save(checkpoint.path))
             self.saved = len(self.parts)
+
+    def _joined(self) -> Fisher:
+        """The Fisher over the examples of all ranks, on each of them."""
+        if self.ranks.world > 1:
+            self.accumulator.complete = False
+            known = {e.id: e for e in self.examples}
+            mine = [([e.id for e in group], norms) for group, norms in self.parts]
+            books = self.ranks.each(lambda: (mine, self.skipped))
+            self.ranks.sum(self.accumulator.sums.values())
+            self.parts = [([known[i] for i in ids], n) for parts, _ in books for ids, n in parts]
+            self.skipped = [name for _, skipped in books for name in skipped]
+        return self._fisher()
+
+    def _part(self) -> None:
+        """What was joined stays with the first rank; the others begin again from nothing."""
+        if not self.ranks.first:
+            self.parts, self.skipped = [], []
+            for total in self.accumulator.sums.values():
+                total.zero_()
+        self.accumulator.complete = True
 
     def _batch(self, sweep: Sweep, group: list[Example]) -> None:
         target = self.accumulator

@@ -7,8 +7,10 @@ a second. Everything that waits has a deadline.
 from __future__ import annotations
 
 import multiprocessing
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -82,3 +84,38 @@ class Child:
             self.process.kill()
             self.process.join(10)
         self._pipe.close()
+
+
+def ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[tuple[str, Any]]:
+    """Run ``function`` on each rank of a gloo group; their outcomes, rank by rank."""
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"file://{folder}/meeting"
+        children = [
+            Child(_ranked, meeting, rank, world, function, arguments) for rank in range(world)
+        ]
+        try:
+            return [child.outcome() for child in children]
+        finally:
+            for child in children:
+                child.end()
+
+
+def values(outcomes: list[tuple[str, Any]]) -> list[Any]:
+    for kind, what in outcomes:
+        assert kind == "returned", what if kind == "died" else what[2]
+    return [what for _, what in outcomes]
+
+
+def _ranked(
+    meeting: str, rank: int, world: int, function: Callable[..., Any], arguments: Sequence[Any]
+) -> Any:
+    import torch.distributed as dist
+
+    deadline = timedelta(seconds=DEADLINE / 2)
+    dist.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=world, timeout=deadline
+    )
+    try:
+        return function(rank, *arguments)
+    finally:
+        dist.destroy_process_group()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fisherscope.distributed import Ranks
 from fisherscope.structures.factors import Factor
 from fisherscope.structures.folder import read_folder, write_folder
 from fisherscope.structures.kfac import KFACFisher
@@ -24,19 +25,38 @@ _OWNED = re.compile(
 )
 
 
-def decompose(basis: KFACFisher, folder: Path) -> None:
+def decompose(basis: KFACFisher, folder: Path | None, ranks: Ranks) -> None:
     """Decompose the factors of a KFAC, going on from what the folder holds.
+
+    Each rank decomposes some of them, those of like size at a time; afterwards all have the
+    same bits.
 
     Args:
         basis: The KFAC; it knows its eigenvectors afterwards.
-        folder: One folder per factor is made inside.
+        folder: One folder per factor is made inside; ``None`` keeps nothing.
+        ranks: The processes that share the work.
     """
-    for name, factor in basis.factors.items():
-        found = load_eigenvectors(folder, factor)
-        if found is None:
-            found = factor.eigenvectors()
-            save_eigenvectors(folder, factor, found)
-        basis.eigenvectors[name] = found
+    factors = sorted(basis.factors.values(), key=len, reverse=True)
+    for start in range(0, len(factors), ranks.world):
+        some = factors[start : start + ranks.world]
+        found = ranks.once(lambda some=some: _known(folder, some))
+        missing = [n for n, vectors in enumerate(found) if vectors is None]
+
+        def mine(some: list[Factor] = some, missing: list[int] = missing) -> list[Tensor] | None:
+            return some[missing[ranks.rank]].eigenvectors() if ranks.rank < len(missing) else None
+
+        for number, vectors in zip(missing, ranks.each(mine), strict=False):
+            assert vectors is not None
+            found[number] = vectors
+            if folder is not None:
+                ranks.once(lambda f=some[number], v=vectors: save_eigenvectors(folder, f, v))
+        for factor, vectors in zip(some, found, strict=True):
+            assert vectors is not None
+            basis.eigenvectors[factor.name] = vectors
+
+
+def _known(folder: Path | None, some: list[Factor]) -> list[list[Tensor] | None]:
+    return [None if folder is None else load_eigenvectors(folder, factor) for factor in some]
 
 
 def save_eigenvectors(folder: Path, factor: Factor, vectors: list[Tensor]) -> None:
