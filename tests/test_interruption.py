@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import fisherscope as fs
-from fisherscope import passes as room
 from oracles import models, rows
 from oracles.runs import Stop, estimate, passes, poisoned, same, stop_at
 
@@ -22,25 +22,28 @@ OPTIONS = {
 }
 
 
+def often(place: Path) -> fs.Checkpoint:
+    return fs.Checkpoint(place, batches=1)
+
+
 # Would catch: work that is lost or counted twice; a batch that is half in the sums; draws or
 # skipped examples that change on the way; a temporary state that is taken for a finished one.
 @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("name", ["bert-mlm", "layerscale"])
-def test_resumes_where_it_was_interrupted(monkeypatch, tmp_path, name, structure, options, error):
-    monkeypatch.setattr(room, "CHECKPOINT_SECONDS", 0.0)
+def test_resumes_where_it_was_interrupted(tmp_path, name, structure, options, error):
     options = {**options, "structure": structure, "batch_size": 1}
     case = models.fresh(name)
     place = tmp_path / "state"
     whole = estimate(models.case(name), case.rows, **options)
     count = stop_at(case.model, passes(name, **options) - 1, error)
     with pytest.raises(error):
-        estimate(case, case.rows, checkpoint=place, **options)
+        estimate(case, case.rows, checkpoint=often(place), **options)
     kept = fs.load(place)
     assert 0 < len(kept.ledger) < len(case.rows)
     count[0] = 10**6
-    same(estimate(case, case.rows, checkpoint=place, **options), whole)
+    same(estimate(case, case.rows, checkpoint=often(place), **options), whole)
     resumed = count[0] - 10**6
     # The finished state serves as well, without another pass over the data.
     count[0] = 10**6
@@ -53,8 +56,7 @@ def test_resumes_where_it_was_interrupted(monkeypatch, tmp_path, name, structure
 # either pass, the result has the bits of one that was not.
 @pytest.mark.parametrize("options", [*OPTIONS.values(), {"memory_limit": 2400}])
 @pytest.mark.parametrize("structure", FACTORED)
-def test_factors_and_eigenvalues_resume_to_the_same_bits(monkeypatch, tmp_path, structure, options):
-    monkeypatch.setattr(room, "CHECKPOINT_SECONDS", 0.0)
+def test_factors_and_eigenvalues_resume_to_the_same_bits(tmp_path, structure, options):
     options = {**options, "structure": structure, "batch_size": 1}
     name = "mlp"
     if "memory_limit" in options and structure == "block":
@@ -67,9 +69,9 @@ def test_factors_and_eigenvalues_resume_to_the_same_bits(monkeypatch, tmp_path, 
         case, place = models.fresh(name), tmp_path / str(call)
         count = stop_at(case.model, call, Stop)
         with pytest.raises(Stop):
-            estimate(case, data, checkpoint=place, **options)
+            estimate(case, data, checkpoint=often(place), **options)
         count[0] = 10**6
-        again = estimate(case, data, checkpoint=place, **options)
+        again = estimate(case, data, checkpoint=often(place), **options)
         assert all(torch.equal(again.sums[key], total) for key, total in whole.sums.items())
         assert (again.ledger.squares == whole.ledger.squares).all()
         assert again.identity == whole.identity and again.coverage == whole.coverage
@@ -135,15 +137,14 @@ def test_an_interrupt_that_does_not_wait(tmp_path, checkpoint):
 
 
 # Would catch: halves that share one state.
-def test_resumes_within_halves(monkeypatch, tmp_path):
-    monkeypatch.setattr(room, "CHECKPOINT_SECONDS", 0.0)
+def test_resumes_within_halves(tmp_path):
     case = models.fresh("mlp")
     options = {"batch_size": 1, "halves": True}
     whole = estimate(models.case("mlp"), case.rows, **options)
     stop_at(case.model, passes("mlp", **options) - 1, Stop)
     with pytest.raises(Stop):
-        estimate(case, case.rows, checkpoint=tmp_path, **options)
-    again = estimate(case, case.rows, checkpoint=tmp_path, **options)
+        estimate(case, case.rows, checkpoint=often(tmp_path), **options)
+    again = estimate(case, case.rows, checkpoint=often(tmp_path), **options)
     same(again, whole)
     for half, expected in zip(again.halves, whole.halves, strict=True):
         same(half, expected)
@@ -200,11 +201,10 @@ def test_an_empty_folder_is_a_place_for_the_state(tmp_path):
 
 
 # Would catch: a skipped example tried again (or counted twice) after an interruption.
-def test_skipped_examples_stay_skipped_when_resuming(monkeypatch, tmp_path):
-    monkeypatch.setattr(room, "CHECKPOINT_SECONDS", 0.0)
+def test_skipped_examples_stay_skipped_when_resuming(tmp_path):
     case = models.fresh("mlp")
     data = poisoned(case, {"row-0"})
-    options = {"on_nonfinite": "skip", "batch_size": 1, "checkpoint": tmp_path / "state"}
+    options = {"on_nonfinite": "skip", "batch_size": 1, "checkpoint": often(tmp_path / "state")}
     whole = estimate(models.case("mlp"), data, on_nonfinite="skip")
     count = stop_at(case.model, 0, Stop)
     estimate(case, data, on_nonfinite="skip", batch_size=1)

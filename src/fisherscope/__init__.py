@@ -30,6 +30,7 @@ from fisherscope.analysis import (
     top_directions,
     uncertainty,
 )
+from fisherscope.checkpoint import Checkpoint
 from fisherscope.data import Example, examples, mask_tokens, read_jsonl
 from fisherscope.defaults import DEFAULTS, FisherConfig
 from fisherscope.errors import (
@@ -41,6 +42,7 @@ from fisherscope.errors import (
     LikelihoodError,
     NonFiniteError,
     ParameterError,
+    RankError,
     StoreError,
     TaskError,
 )
@@ -165,6 +167,7 @@ __all__ = [
     "EKFAC",
     "KFAC",
     # settings
+    "Checkpoint",
     "DEFAULTS",
     "FisherConfig",
     "Layers",
@@ -179,6 +182,7 @@ __all__ = [
     "LikelihoodError",
     "NonFiniteError",
     "ParameterError",
+    "RankError",
     "StoreError",
     "TaskError",
 ]

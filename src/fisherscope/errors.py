@@ -42,5 +42,9 @@ class ConfigError(FisherscopeError, ValueError):
     """A configuration file or command-line option is wrong."""
 
 
+class RankError(FisherscopeError, RuntimeError):
+    """One of several processes that work together has died, or never came."""
+
+
 class StoreError(FisherscopeError, OSError):
     """A stored Fisher or run folder is missing, damaged, foreign or not writable."""

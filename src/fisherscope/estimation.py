@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ import torch
 from torch import nn
 
 from fisherscope import preparation, specs
+from fisherscope.checkpoint import Checkpoint
 from fisherscope.data import Example
 from fisherscope.data import halves as split_in_halves
 from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, OnNonFinite, Sampling, Unit
+from fisherscope.distributed import Ranks
 from fisherscope.errors import IdentityError, ParameterError
 from fisherscope.naming import Selection
 from fisherscope.partition import partition
 from fisherscope.passes import Pass
 from fisherscope.preparation import Prepared, settled
-from fisherscope.structures import Fisher, KFACFisher
+from fisherscope.structures import Fisher, Identity, KFACFisher
 from fisherscope.structures.columns import beside
+from fisherscope.structures.eigenvectors import decompose
 
 
 @torch.inference_mode(False)
@@ -41,9 +45,10 @@ def estimate(
     halves: bool = DEFAULTS.halves,
     on_nonfinite: OnNonFinite = DEFAULTS.on_nonfinite,
     progress: bool = True,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
     memory_limit: int | str | None = None,
     basis: KFACFisher | None = None,
+    distributed: bool = True,
 ) -> Fisher:
     r"""Estimate a Fisher of an unmodified model, exactly per datum.
 
@@ -98,26 +103,31 @@ def estimate(
         on_nonfinite: ``"raise"``, or ``"skip"`` to leave examples with non-finite scores
             out and report their ids. Default: ``"raise"``.
         progress: Show a progress bar. Default: ``True``.
-        checkpoint: Folder for the state of an unfinished pass, written every two minutes
-            and at the end of the batch in which Ctrl-C is pressed; the same call goes on from
-            it. Default: ``None``.
+        checkpoint: Folder for the state of an unfinished estimate, or a
+            :class:`fisherscope.Checkpoint` that says how often it is written: every two
+            minutes, after each eigendecomposition, and at the end of the batch in which
+            Ctrl-C is pressed or SIGTERM arrives. The same call goes on from it, with any
+            ``batch_size``; while it runs, no other may. Default: ``None``.
         memory_limit: Most memory for the sums, in bytes or as text (``"8GB"``): parameters
             are cut into as many parts as it takes, each with a pass of its own. The numbers
             are the same. Default: ``None``, one pass.
         basis: For ``"ekfac"``: a KFAC of the same parameters whose eigenvectors are used, so
             that estimates over different data can be added. Default: ``None``, one is
             estimated on the same data first.
+        distributed: Where a ``torch.distributed`` process group of several ranks is
+            initialised: share the examples among them. Every rank makes the same call with
+            the same data and gets the same result; the first one writes the checkpoint and
+            shows progress. ``False``: this process works alone. Default: ``True``.
 
     Returns:
         A :class:`~fisherscope.structures.Fisher` of the structure, with sums, counts and
         ledger.
 
-    Raises:
-        ParameterError: If an option, or a combination of options, makes no sense. Wrong data
-            and models raise before the first pass, too: ``DataError``, ``LikelihoodError``,
-            ``IdentityError`` (foreign checkpoint or basis), ``NonFiniteError`` (weights);
-            losses and scores that are not finite raise ``NonFiniteError`` with the example's
-            id.
+    An option, or a combination of options, that makes no sense raises :class:`ParameterError`
+    before the first pass, and so do wrong data and models: ``DataError``, ``LikelihoodError``,
+    ``IdentityError`` (foreign checkpoint or basis), ``NonFiniteError`` (weights), ``StoreError``
+    (a checkpoint that is damaged or in use). Losses and scores that are not finite raise
+    ``NonFiniteError`` with the example's id.
     """
     config = FisherConfig(
         structure=structure,
@@ -133,23 +143,20 @@ def estimate(
         halves=halves,
         on_nonfinite=on_nonfinite,
     )
-    prepared = preparation.prepare(model, data, config)
-    folder = Path(checkpoint) if checkpoint is not None else None
-    run = _Estimate(folder, progress, memory_limit)
-    if isinstance(prepared.spec, specs.EKFAC):
-        basis = _checked(basis, prepared) if basis else run.factors(prepared)
-        folder = folder / "eigenvalues" if folder is not None else None
-    elif basis is not None:
-        raise ParameterError(
-            f"basis= is for structure='ekfac'; structure={str(prepared.spec)!r} has no eigenbasis"
-        )
-    if not halves:
-        return run(prepared, prepared.examples, folder, "Fisher", basis)
-    parts = []
-    for number, part in enumerate(split_in_halves(prepared.examples)):
-        place = folder / f"half-{number}" if folder is not None else None
-        parts.append(run(prepared, part, place, f"Fisher, half {number + 1}", basis))
-    return dataclasses.replace(parts[0] + parts[1], halves=(parts[0], parts[1]))
+    kept = Checkpoint.of(checkpoint)
+    ranks = Ranks(together=distributed)
+    found: list[Prepared] = []
+
+    def prepare() -> tuple[Any, ...]:
+        found.append(preparation.prepare(model, data, config))
+        shared = (batch_size, halves, on_nonfinite, memory_limit, kept is not None)
+        return found[0].identity, shared, found[0].coverage.text
+
+    _same(ranks.each(prepare))
+    with ExitStack() as stack:
+        if kept is not None:
+            ranks.once(lambda: stack.enter_context(kept.claimed()))
+        return _Estimate(kept, progress, memory_limit, ranks).whole(found[0], basis)
 
 
 @torch.inference_mode(False)
@@ -183,9 +190,30 @@ def identity(model: nn.Module, data: Any, **options: Any):
 class _Estimate:
     """Passes over examples, as many as the memory for the sums asks for."""
 
-    folder: Path | None
+    checkpoint: Checkpoint | None
     progress: bool
     limit: int | str | None
+    ranks: Ranks
+
+    def whole(self, prepared: Prepared, basis: KFACFisher | None) -> Fisher:
+        """All passes of an estimate."""
+        kept = self.checkpoint
+        if isinstance(prepared.spec, specs.EKFAC):
+            basis = _checked(basis, prepared) if basis else self.factors(prepared)
+            decompose(basis, kept and kept.path / "eigenvectors", self.ranks)
+            kept = _within(kept, "eigenvalues")
+        elif basis is not None:
+            raise ParameterError(
+                f"basis= is for structure='ekfac'; structure={str(prepared.spec)!r} has no "
+                "eigenbasis"
+            )
+        if not prepared.config.halves:
+            return self(prepared, prepared.examples, kept, "Fisher", basis)
+        parts = []
+        for number, part in enumerate(split_in_halves(prepared.examples)):
+            place = _within(kept, f"half-{number}")
+            parts.append(self(prepared, part, place, f"Fisher, half {number + 1}", basis))
+        return dataclasses.replace(parts[0] + parts[1], halves=(parts[0], parts[1]))
 
     def factors(self, prepared: Prepared) -> KFACFisher:
         """The KFAC whose eigenbasis an EKFAC over the same examples uses."""
@@ -193,7 +221,7 @@ class _Estimate:
         identity = dataclasses.replace(prepared.identity, structure=str(spec))
         config = dataclasses.replace(prepared.config, structure=spec)
         request = dataclasses.replace(prepared, config=config, identity=identity)
-        place = self.folder / "factors" if self.folder is not None else None
+        place = _within(self.checkpoint, "factors")
         found = self(request, prepared.examples, place, "Kronecker factors")
         assert isinstance(found, KFACFisher)
         return found
@@ -202,29 +230,29 @@ class _Estimate:
         self,
         prepared: Prepared,
         examples: Sequence[Example],
-        folder: Path | None,
+        checkpoint: Checkpoint | None,
         title: str,
         basis: KFACFisher | None = None,
     ) -> Fisher:
-        return settled(prepared, lambda p: self._all(p, examples, folder, title, basis))
+        return settled(prepared, lambda p: self._all(p, examples, checkpoint, title, basis))
 
     def _all(
         self,
         prepared: Prepared,
         examples: Sequence[Example],
-        folder: Path | None,
+        checkpoint: Checkpoint | None,
         title: str,
         basis: KFACFisher | None,
     ) -> Fisher:
         parts = partition(prepared, self.limit, basis)
         if len(parts) == 1:
-            return Pass(prepared, examples, folder, self.progress, title, basis).finish()
+            return self._pass(prepared, examples, checkpoint, title, basis)
         found: list[Fisher] = []
         for number, names in enumerate(parts):
-            place = folder / f"part-{number}" if folder is not None else None
+            place = _within(checkpoint, f"part-{number}")
             label = f"{title}, part {number + 1} of {len(parts)}"
-            one = Pass(prepared.only(names), examples, place, self.progress, label, basis)
-            found.append(one.finish())
+            part = prepared.only(names)
+            found.append(self._pass(part, examples, place, label, basis))
         skipped = {example for fisher in found for example in fisher.skipped}
         if any(set(fisher.skipped) != skipped for fisher in found):
             # An example that is not finite in one part has to be left out of all.
@@ -232,6 +260,41 @@ class _Estimate:
             whole = self._all(prepared, kept, None, title, basis)
             return dataclasses.replace(whole, skipped=tuple(sorted(skipped)))
         return beside(found, prepared.identity)
+
+    def _pass(
+        self,
+        prepared: Prepared,
+        examples: Sequence[Example],
+        checkpoint: Checkpoint | None,
+        title: str,
+        basis: KFACFisher | None,
+    ) -> Fisher:
+        shown, ranks = self.progress, self.ranks
+        return Pass(prepared, examples, checkpoint, shown, title, basis, ranks).finish()
+
+
+def _same(said: Sequence[tuple[Identity, tuple[Any, ...], dict[str, str]]]) -> None:
+    """Make sure that all ranks were asked for the same thing."""
+    first, options, rules = said[0]
+    for rank, (other, theirs, covered) in enumerate(said):
+        try:
+            first.check(other, ignore=())
+        except IdentityError as error:
+            raise IdentityError(
+                f"ranks 0 and {rank} were asked for different estimates: {error} Give every rank "
+                "the same model and the same data (they are shared out here), or pass "
+                "distributed=False."
+            ) from error
+        if theirs != options or covered != rules:
+            raise IdentityError(
+                f"ranks 0 and {rank} differ in batch_size, halves, on_nonfinite, memory_limit, "
+                f"checkpoint ({options} and {theirs}) or in what covers which parameter; make the "
+                "same call on the same kind of machine"
+            )
+
+
+def _within(checkpoint: Checkpoint | None, name: str) -> Checkpoint | None:
+    return None if checkpoint is None else checkpoint.within(name)
 
 
 def _factors_of(spec: specs.Spec) -> specs.KFAC:

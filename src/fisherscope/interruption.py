@@ -1,41 +1,68 @@
-"""Ctrl-C waits for the end of a batch, so that what is saved holds whole batches only."""
+"""Ctrl-C and SIGTERM wait for the end of a batch: what is saved then holds whole batches only."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
+_USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+
+class Noted:
+    """The signal that has arrived, if any.
+
+    Attributes:
+        number: Of the signal; ``None`` as long as none has arrived.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def obey(self) -> None:
+        """Do at last what the signal asked for.
+
+        Raises:
+            KeyboardInterrupt: For SIGINT.
+            SystemExit: For SIGTERM, with 143: whatever has to be tidied up still is.
+        """
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.number is not None:
+            raise SystemExit(128 + self.number)
+
 
 @contextmanager
-def whole_batches(active: bool) -> Generator[Callable[[], bool]]:
-    """Note the first SIGINT instead of raising at once; a second one raises.
+def whole_batches(active: bool) -> Generator[Noted]:
+    """Note the first SIGINT or SIGTERM instead of stopping at once; a second one stops.
 
     Args:
         active: Whether there is anything to save. Signals can be handled only in the main
             thread; elsewhere nothing changes.
 
     Yields:
-        A function that tells whether SIGINT has arrived.
+        The signal noted.
     """
-    noted = False
-    before = signal.getsignal(signal.SIGINT)
-    # Only Python's own handling is put off: who ignores SIGINT, or handles it, means it.
-    usual = before is signal.default_int_handler
-    if not active or not usual or threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
+    noted = Noted()
 
     def note(number: int, frame: FrameType | None) -> None:
-        nonlocal noted
-        if noted:
-            signal.default_int_handler(number, frame)
-        noted = True
+        del frame
+        insisting, noted.number = noted.number is not None, number
+        if insisting:
+            noted.obey()
 
-    signal.signal(signal.SIGINT, note)
+    before = {}
+    if active and threading.current_thread() is threading.main_thread():
+        for number, usual in _USUAL.items():
+            # Only Python's own handling is put off: who ignores a signal, or handles it, means it.
+            if signal.getsignal(number) is usual:
+                before[number] = signal.signal(number, note)
     try:
-        yield lambda: noted
+        yield noted
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    # One that came after the last batch, or while it was saved.
+    noted.obey()

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from fisherscope.checkpoint import Checkpoint, Pace
 from fisherscope.data import Example, batches, fingerprint
+from fisherscope.distributed import Ranks
 from fisherscope.engine.sweep import Sweep
 from fisherscope.errors import IdentityError, NonFiniteError
-from fisherscope.interruption import whole_batches
+from fisherscope.interruption import Noted, whole_batches
 from fisherscope.preparation import Prepared
 from fisherscope.structures import Fisher, KFACFisher, Ledger, load
 from fisherscope.structures.accumulation import Accumulator, accumulator
+from fisherscope.structures.folder import stamp
+from fisherscope.structures.io import MANIFEST
 
-CHECKPOINT_SECONDS = 120.0
+TOKENS = 4096
+"""Padded tokens of a batch, where no ``batch_size`` is given."""
 
 
 class Pass:
@@ -28,52 +31,74 @@ class Pass:
     Args:
         prepared: The request.
         examples: Its examples or some of them.
-        folder: Where the state of an unfinished pass is kept, or ``None``.
+        checkpoint: Where and how often the state is kept, or ``None``.
         progress: Show a progress bar.
         title: Of the bar.
         basis: KFAC whose eigenvectors an EKFAC uses. Default: ``None``.
+        ranks: The processes that share the pass; each takes every so manieth batch. Default:
+            this one.
     """
 
     def __init__(
         self,
         prepared: Prepared,
         examples: Sequence[Example],
-        folder: Path | None,
+        checkpoint: Checkpoint | None,
         progress: bool,
         title: str,
         basis: KFACFisher | None = None,
+        ranks: Ranks | None = None,
     ):
         self.prepared, self.examples = prepared, list(examples)
-        self.folder, self.progress, self.title = folder, progress, title
+        self.checkpoint, self.progress, self.title = checkpoint, progress, title
         self.basis = basis
-        self.done: list[Example] = []
-        self.groups: list[int] = []
+        self.parts: list[tuple[list[Example], np.ndarray]] = []
         self.skipped: list[str] = []
-        self.norms: list[np.ndarray] = []
-        self.accumulator = self._accumulator()
-        self.earlier: Fisher | None = None
-        if self.folder is not None and self.folder.exists() and any(self.folder.iterdir()):
-            self.earlier = self._resume(load(self.folder))
-        known = set()
+        self.ranks = ranks or Ranks(together=False)
+        self.earlier = self.ranks.once(self._earlier)
+        self.accumulator = self._opened()
+        known: set[str] = set()
         if self.earlier is not None:
             known = {*self.earlier.ledger.ids, *self.earlier.skipped}
-            self.accumulator.resume(self.earlier.sums)
-        left = [e for e in self.examples if e.id not in known]
-        self.left = batches(left, prepared.config.batch_size) if left else []
+        self.left = self._rounds([e for e in self.examples if e.id not in known])
+        self.saved = 0
+
+    def _opened(self) -> Accumulator:
+        found: list[Accumulator] = []
+        self.ranks.each(lambda: found.append(self._accumulator()))
+        if self.earlier is not None and self.ranks.first:
+            found[0].resume(self.earlier.sums)
+        return found[0]
+
+    def _rounds(self, left: list[Example]) -> list[list[list[Example]]]:
+        """Batches, as many at a time as there are ranks: the same on each of them."""
+        config, world, budget = self.prepared.config, self.ranks.world, TOKENS
+        if world > 1 and config.unit != "batch":
+            # A few examples make batches for all; for "batch" they would be other units.
+            budget = max(1, min(budget, -(-sum(e.length for e in left) // world)))
+        groups = batches(left, config.batch_size, budget) if left else []
+        return [groups[start : start + world] for start in range(0, len(groups), world)]
 
     def _accumulator(self) -> Accumulator:
         p = self.prepared
         return accumulator(p.spec, p.parameters, p.coverage, p.config.unit, self.basis)
 
-    def _resume(self, earlier: Fisher) -> Fisher:
-        mine = self.prepared.identity
-        mine.check(earlier.identity, ignore=("data_fingerprint", "version"))
+    def _earlier(self) -> Fisher | None:
+        """What an interrupted pass has left."""
+        if self.checkpoint is None:
+            return None
+        place = self.checkpoint.path
+        bare = not place.is_dir() or not any(place.iterdir())
+        if bare and stamp(place, MANIFEST) is None:
+            return None
+        earlier = load(place)
+        self.prepared.identity.check(earlier.identity, ignore=("data_fingerprint", "version"))
         ids = {*earlier.ledger.ids, *earlier.skipped}
         seen = [e for e in self.examples if e.id in ids]
         if fingerprint(seen) != earlier.identity.data_fingerprint or len(seen) != len(ids):
             raise IdentityError(
-                f"the checkpoint {self.folder} was made from other examples (data_fingerprint "
-                "differs); delete it, or give another folder"
+                f"the checkpoint {place} was made from other examples "
+                "(data_fingerprint differs); delete it, or give another folder"
             )
         return earlier
 
@@ -85,31 +110,67 @@ class Pass:
 
         Raises:
             KeyboardInterrupt: If Ctrl-C was pressed; the state so far is in the folder.
+            SystemExit: If SIGTERM has arrived; the state so far is in the folder.
         """
-        p = self.prepared
-        saved = time.monotonic()
-        total = sum(p.likelihood.tokens(e) for group in self.left for e in group)
+        p, ranks = self.prepared, self.ranks
+        tokens = [sum(p.likelihood.tokens(e) for g in groups for e in g) for groups in self.left]
+        pace = Pace(self.checkpoint)
         sweep = Sweep(p.model, p.likelihood, p.coverage)
-        bar = tqdm(total=total, desc=self.title, unit="token", disable=not self.progress)
+        shown = self.progress and ranks.first
+        bar = tqdm(total=sum(tokens), desc=self.title, unit="token", disable=not shown)
         try:
-            with bar, sweep, whole_batches(self.folder is not None) as interrupted:
-                for group in self.left:
-                    self._batch(sweep, group)
-                    bar.update(sum(p.likelihood.tokens(e) for e in group))
-                    late = time.monotonic() - saved > CHECKPOINT_SECONDS
-                    if self.folder is not None and (late or interrupted()):
-                        self._fisher().save(self.folder)
-                        saved = time.monotonic()
-                    if interrupted():
-                        raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            if self.folder is not None and self.done and self.accumulator.complete:
-                self._fisher().save(self.folder)
+            with bar, sweep, whole_batches(self.checkpoint is not None) as noted:
+                for groups, count in zip(self.left, tokens, strict=True):
+                    said = ranks.each(lambda g=groups: self._round(sweep, g, pace, noted))
+                    bar.update(count)
+                    noted.number = next((n for _, n in said if n is not None), None)
+                    if self.checkpoint is not None and (said[0][0] or noted.number is not None):
+                        self._save(self._joined())
+                        self._part()
+                        pace.written()
+                    noted.obey()
+                fisher = self._joined()
+                self._save(fisher)
+        except (KeyboardInterrupt, SystemExit):
+            alone = self.checkpoint is not None and ranks.world == 1
+            if alone and len(self.parts) > self.saved and self.accumulator.complete:
+                self._save(self._fisher())
             raise
-        fisher = self._fisher()
-        if self.folder is not None:
-            fisher.save(self.folder)
         return fisher
+
+    def _round(
+        self, sweep: Sweep, groups: list[list[Example]], pace: Pace, noted: Noted
+    ) -> tuple[bool, int | None]:
+        """This rank's batch, if there is one for it; whether to save, and any signal."""
+        if self.ranks.rank < len(groups):
+            self._batch(sweep, groups[self.ranks.rank])
+        return pace.due(), noted.number
+
+    def _save(self, fisher: Fisher) -> None:
+        checkpoint = self.checkpoint
+        if checkpoint is not None:
+            self.ranks.once(lambda: fisher.save(checkpoint.path))
+            self.saved = len(self.parts)
+
+    def _joined(self) -> Fisher:
+        """The Fisher over the examples of all ranks, on each of them."""
+        if self.ranks.world > 1:
+            self.accumulator.complete = False
+            known = {e.id: e for e in self.examples}
+            mine = [([e.id for e in group], norms) for group, norms in self.parts]
+            books = self.ranks.each(lambda: (mine, self.skipped))
+            self.ranks.sum(self.accumulator.sums.values())
+            self.parts = [([known[i] for i in ids], n) for parts, _ in books for ids, n in parts]
+            self.skipped = [name for _, skipped in books for name in skipped]
+        return self._fisher()
+
+    def _part(self) -> None:
+        """What was joined stays with the first rank; the others begin again from nothing."""
+        if not self.ranks.first:
+            self.parts, self.skipped = [], []
+            for total in self.accumulator.sums.values():
+                total.zero_()
+        self.accumulator.complete = True
 
     def _batch(self, sweep: Sweep, group: list[Example]) -> None:
         target = self.accumulator
@@ -130,9 +191,8 @@ class Pass:
             return
         if target is not self.accumulator:
             self.accumulator.absorb(target)
-        self.done += group
-        self.groups += [len(self.norms)] * len(group)
-        self.norms.append(norms)
+        self.parts.append((group, norms))
+        self.accumulator.complete = True
 
     def _pass(self, sweep: Sweep, group: list[Example], target: Accumulator):
         target.open_batch(len(group), self.prepared.kept_sets, sweep.device)
@@ -150,25 +210,27 @@ class Pass:
     def _fisher(self) -> Fisher:
         p, config = self.prepared, self.prepared.config
         shape = (p.kept_sets, 0, len(p.parameters))
-        norms = np.concatenate([np.zeros(shape), *self.norms], axis=1)
+        norms = np.concatenate([np.zeros(shape), *(part for _, part in self.parts)], axis=1)
+        done = [example for group, _ in self.parts for example in group]
+        groups = [number for number, (group, _) in enumerate(self.parts) for _ in group]
         several = config.fisher_type == "mc" and config.draws > 1
-        tokens = np.array([p.likelihood.tokens(e) for e in self.done], dtype=np.int64)
+        tokens = np.array([p.likelihood.tokens(e) for e in done], dtype=np.int64)
         skipped = set(self.skipped)
-        seen = [*self.done, *(e for e in self.examples if e.id in skipped)]
+        seen = [*done, *(e for e in self.examples if e.id in skipped)]
         fisher = Fisher.of_structure(p.identity.structure)(
             identity=dataclasses.replace(p.identity, data_fingerprint=fingerprint(seen)),
             sums=self.accumulator.results(),
             ledger=Ledger(
-                ids=tuple(e.id for e in self.done),
+                ids=tuple(e.id for e in done),
                 tensors=tuple(p.parameters),
                 squares=norms.mean(0),
                 tokens=tokens,
                 draw_variance=norms.var(0, ddof=1) if several else None,
                 draw_variance_total=norms.sum(2).var(0, ddof=1) if several else None,
-                groups=np.array(self.groups, dtype=np.int64) if config.unit == "batch" else None,
+                groups=np.array(groups, dtype=np.int64) if config.unit == "batch" else None,
             ),
             coverage=self.accumulator.coverage_text(),
-            n_units=len(self.done) if config.unit in {"example", "batch"} else int(tokens.sum()),
+            n_units=len(done) if config.unit in {"example", "batch"} else int(tokens.sum()),
             skipped=tuple(self.skipped),
             layout=self.accumulator.layout,
         )

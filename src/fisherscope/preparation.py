@@ -14,6 +14,7 @@ from torch import nn
 from fisherscope import specs
 from fisherscope.data import Example, examples, fingerprint
 from fisherscope.defaults import FisherConfig, FisherType, OnNonFinite, Sampling, Unit
+from fisherscope.distributed import unwrapped
 from fisherscope.engine.coverage import SLOW, Coverage, bind
 from fisherscope.engine.fingerprint import model_fingerprint
 from fisherscope.engine.layers import UnexpectedShapeError
@@ -182,6 +183,7 @@ def prepare(model: nn.Module, data: Any, config: FisherConfig) -> Prepared:
         DataError: If an example has no supervised token.
     """
     _check_options(config)
+    model = unwrapped(model)
     check_finite(model)
     parameters = select(model, config.parameters)
     with torch.random.fork_rng(devices=[]):  # a shuffling loader draws from the global state
@@ -218,6 +220,7 @@ def identity(model: nn.Module, data: Any, config: FisherConfig) -> Identity:
     Returns:
         The identity.
     """
+    model = unwrapped(model)
     rows = examples(data, max_examples=config.max_examples) if len(data) else []
     likelihood = resolve(model, config.likelihood, rows)
     rows = likelihood.complete(rows, sampled=config.fisher_type != "empirical")

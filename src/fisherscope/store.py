@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote
 from fisherscope.errors import ParameterError, StoreError, TaskError
 from fisherscope.structures.ema import FisherEMA
 from fisherscope.structures.fisher import Fisher
-from fisherscope.structures.folder import find_folder, folder_names, remove_folder
+from fisherscope.structures.folder import find_folder, folder_names, remove_folder, stamp
 from fisherscope.structures.io import MANIFEST, load, load_average, save
 
 # The empty name needs a folder too; a quoted name is never a lone percent sign.
@@ -56,7 +56,7 @@ class FisherStore(MutableMapping[str, Fisher]):
         self._memory: dict[str, Fisher] = {}
         self._averages: dict[str, FisherEMA | None] = {}
         self._used: dict[str, None] = {}
-        self._stamps: dict[str, tuple[int, ...]] = {}
+        self._stamps: dict[str, tuple[int, ...] | None] = {}
 
     def __getitem__(self, task: str) -> Fisher:
         """The Fisher of a task.
@@ -120,7 +120,7 @@ class FisherStore(MutableMapping[str, Fisher]):
             # An average is updated in place: if it can't be written, what counts is the file.
             self._averages.pop(task, None)
             save(fisher, folder, average=ema)
-            self._stamps[task] = _stamp(folder)
+            self._stamps[task] = stamp(folder, MANIFEST)
         self._memory[task] = fisher
         self._averages[task] = ema
         self._use(task)
@@ -146,7 +146,7 @@ class FisherStore(MutableMapping[str, Fisher]):
             return iter(sorted(self._memory))
         if not self.path.is_dir():
             return iter(())
-        return iter(sorted(_task(name) for name in folder_names(self.path, MANIFEST)))
+        return iter(sorted(task_of(name) for name in folder_names(self.path, MANIFEST)))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -172,7 +172,7 @@ class FisherStore(MutableMapping[str, Fisher]):
         """
         unused = [task for task in self if task not in self._used]
         if self.path is not None:
-            unused.sort(key=lambda task: _stamp(self._folder(task))[1])
+            unused.sort(key=lambda task: (stamp(self._folder(task), MANIFEST) or (0, 0))[1])
         return unused + [task for task in self._used if task in self]
 
     def nbytes(self, task: str) -> int:
@@ -202,11 +202,13 @@ class FisherStore(MutableMapping[str, Fisher]):
         # Make sure that a task is known and that what is remembered of it still holds.
         if task not in self:
             raise UnknownTaskError(self._unknown(task))
-        if self.path is not None and self._stamps.get(task) != (
-            stamp := _stamp(self._folder(task))
-        ):
+        if self.path is None:
+            self._use(task)
+            return
+        now = stamp(self._folder(task), MANIFEST)
+        if task not in self._stamps or self._stamps[task] != now:
             self._forget(task)
-            self._stamps[task] = stamp
+            self._stamps[task] = now
         self._use(task)
 
     def _use(self, task: str) -> None:
@@ -236,7 +238,15 @@ class FisherStore(MutableMapping[str, Fisher]):
         return f"unknown task {task!r}; known: {shown}{rest}."
 
 
-def _task(name: str) -> str:
+def task_of(name: str) -> str:
+    """The task whose folder has a name.
+
+    Args:
+        name: Of a folder in a store.
+
+    Returns:
+        The task.
+    """
     return "" if name == _EMPTY else unquote(name, errors="surrogatepass")
 
 
@@ -250,9 +260,3 @@ def _fisher_bytes(fisher: Fisher) -> int:
 
 def _average_bytes(ema: FisherEMA | None) -> int:
     return 0 if ema is None else sum(t.nbytes for t in ema.average.values())
-
-
-def _stamp(folder: Path) -> tuple[int, ...]:
-    found = find_folder(folder, MANIFEST)
-    status = ((found or folder) / MANIFEST).stat()
-    return status.st_ino, status.st_mtime_ns, status.st_size

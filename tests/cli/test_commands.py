@@ -121,8 +121,9 @@ def test_validate_finds_a_changed_byte(run, finished, tmp_path):
     # Would catch a check of names and sizes only.
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
-    assert run("validate", copy).stdout.split() == ["prose:", "ok", "sums:", "ok",
-                                                    "results.json:", "ok"]  # fmt: skip
+    lines = run("validate", copy).stdout.splitlines()
+    assert {"prose: ok", "sums: ok", "results.json: ok", "report.html: ok"} < set(lines)
+    assert any(line.startswith("tables/") for line in lines)
     victim = next((copy / "fisher" / "sums").rglob("*.safetensors"))
     content = bytearray(victim.read_bytes())
     content[-1] ^= 1
@@ -132,6 +133,31 @@ def test_validate_finds_a_changed_byte(run, finished, tmp_path):
     assert victim.name in result.stderr
     assert "prose: ok" in result.stdout
     run("validate", copy / "fisher" / "prose")
+
+
+def test_repair_drops_what_is_damaged_and_the_run_is_finished_again(run, finished, tmp_path):
+    # Would catch a repair that takes sound things away, or leaves a run that can't go on.
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    usual = json.loads((copy / "results.json").read_text())
+    victim = next((copy / "fisher" / "sums").rglob("*.safetensors"))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    (copy / "results.json").write_text("{")
+    (copy / "config.yaml").write_text((copy / "config.yaml").read_text() + "\n")
+    (copy / "fisher" / ".saving.prose").mkdir()
+    result = run("validate", copy, "--repair", code=1)
+    assert "config.yaml: left alone" in result.stderr
+    assert "To be computed again: results.json, sums" in result.stdout
+    assert "--config" in result.stdout
+    assert sorted(p.name for p in (copy / "fisher").iterdir()) == ["prose"]
+    assert not (copy / "results.json").exists()
+    arguments = ("analyze", "--config", copy / "config.yaml", "--out", copy, "-q")
+    run(*arguments)
+    again = json.loads((copy / "results.json").read_text())
+    assert [t["trace"] for t in again["tasks"]] == [t["trace"] for t in usual["tasks"]]
+    run("validate", copy)
+    run("report", copy, "-q")
+    run("validate", copy)
 
 
 def test_report_is_drawn_again_from_the_numbers(run, finished, tmp_path):

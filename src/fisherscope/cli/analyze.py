@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from fisherscope.cli.failures import ClearCommand, mark_running
 from fisherscope.cli.options import run_config, run_options
+from fisherscope.cli.validate import keep_record
 from fisherscope.metrics.pipeline import analyze
 from fisherscope.metrics.run_config import RunConfig
 from fisherscope.metrics.run_folder import CONFIG, REPORT, writing
@@ -60,6 +61,7 @@ def run_analysis(config: RunConfig, *, quiet: bool = False) -> Path:
     def on_results(out: Path, results: dict[str, Any]) -> None:
         with writing(out / REPORT):
             write_report(results, out / REPORT)
+        keep_record(out)
         if not quiet:
             click.echo()
             click.echo(summary(results))

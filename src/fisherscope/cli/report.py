@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from fisherscope.cli.failures import ClearCommand
+from fisherscope.cli.validate import keep_record_of
 from fisherscope.metrics.run_folder import REPORT, read_results, writing
 from fisherscope.report import summary, write_report
 
@@ -25,6 +26,7 @@ def report_command(run: Path, out: Path | None, quiet: bool) -> None:
     target = out or (run if run.is_dir() else run.parent) / REPORT
     with writing(target):
         write_report(results, target)
+    keep_record_of(target)
     if not quiet:
         click.echo(summary(results))
         click.echo()

@@ -14,7 +14,7 @@ from fisherscope.arguments import check_number
 from fisherscope.defaults import DEFAULTS
 from fisherscope.errors import ParameterError, StoreError
 from fisherscope.structures.fisher import Fisher
-from fisherscope.structures.folder import find_folder, write_folder
+from fisherscope.structures.folder import read_folder, write_folder
 from fisherscope.structures.identity import Identity
 from fisherscope.structures.manifest import described_by, seal, unseal
 from fisherscope.structures.shards import read_tensors, write_tensors
@@ -143,9 +143,13 @@ class FisherEMA:
         Raises:
             StoreError: If the folder is missing, damaged or foreign.
         """
-        folder = find_folder(path, MANIFEST)
-        if folder is None:
+        ema = read_folder(path, MANIFEST, cls._read)
+        if ema is None:
             raise StoreError(f"{path} has no {MANIFEST}, so there is no average. Check the path.")
+        return ema
+
+    @classmethod
+    def _read(cls, folder: Path) -> Self:
         with described_by(folder / MANIFEST):
             content = unseal(folder, MANIFEST, kind=FORMAT, version=FORMAT_VERSION)
             ema = cls(content["decay"])

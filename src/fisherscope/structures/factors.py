@@ -143,6 +143,20 @@ class Factor(BlockDiagonal):
         """Eigenvectors, the columns of a float64 matrix of the same pieces."""
         return BlockDiagonal(tuple(eigen.vectors for eigen in self._eigen))
 
+    def eigenvectors(self) -> list[Tensor]:
+        """The same in the type of the sums.
+
+        Returns:
+            New tensors, one per piece, eigenvectors in the columns.
+        """
+        # LAPACK's are column-major, a file's are not, and products round by the layout.
+        contiguous = torch.contiguous_format
+        pairs = zip(self._eigen, self.pieces, strict=True)
+        return [
+            eigen.vectors.to(piece.dtype, memory_format=contiguous, copy=True)
+            for eigen, piece in pairs
+        ]
+
     def fidelity(self, other: Factor) -> float:
         """The fidelity with a factor of the same pieces, see :func:`eigen.fidelity`.
 

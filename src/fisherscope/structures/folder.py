@@ -1,6 +1,7 @@
-"""Folders that appear complete or not at all.
+"""Folders that appear complete or not at all, however many processes look on.
 
-A folder is written beside its place, flushed to disk, and renamed into it.
+A folder is written beside its place, flushed to disk, and renamed into it, by one writer at a
+time. A reader that finds the folder replaced while it reads starts again.
 """
 
 from __future__ import annotations
@@ -8,15 +9,20 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError
 
 from fisherscope.errors import StoreError
+from fisherscope.structures.locks import LOCKS, WRITING, is_held, lock_file, only_one
 
-_REPLACED = ".replaced."
+T = TypeVar("T")
+
+_SAVING, _REPLACED, _REMOVING = ".saving.", ".replaced.", ".removing."
+# A reader that loses against writers so often will lose forever.
+_ATTEMPTS = 20
 
 
 def write_folder(
@@ -32,20 +38,24 @@ def write_folder(
         fill: Called with an empty folder; writes into it and seals it.
 
     Raises:
-        StoreError: If the folder can't be written, or holds something else.
+        StoreError: If the folder can't be written, is being written by another process, or
+            holds something else.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".saving.{uuid.uuid4().hex}")
+    temporary = target.with_name(_SAVING + target.name)
     try:
         _refuse_foreign(target, manifest, owned)
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.mkdir()
-            fill(temporary)
-            _flush(temporary)
-            _swap(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with only_one(target, WRITING):
+            try:
+                # What a killed writer left: it is dead, for the lock is here.
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                fill(temporary)
+                _flush(temporary)
+                _swap(temporary, target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
     except StoreError:
         raise
     except (OSError, SafetensorError) as error:
@@ -67,12 +77,62 @@ def find_folder(path: str | Path, manifest: str) -> Path | None:
         folder, or ``None`` if there is neither.
     """
     target = Path(os.path.realpath(path))
-    for place in (target, _backup(target)):
+    # Twice: between two looks a writer may have finished its second rename.
+    for place in (target, _backup(target), target):
         if (place / manifest).is_file():
             return place
         if place.exists():
             return None
     return None
+
+
+def stamp(path: str | Path, manifest: str) -> tuple[int, ...] | None:
+    """What changes when a folder is replaced.
+
+    Args:
+        path: The folder's name.
+        manifest: Name of the file that marks such a folder.
+
+    Returns:
+        Inode, time and size of its manifest; ``None`` if there is none.
+    """
+    folder = find_folder(path, manifest)
+    try:
+        status = (folder / manifest).stat() if folder is not None else None
+    except FileNotFoundError:
+        return None
+    return None if status is None else (status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+def read_folder(path: str | Path, manifest: str, read: Callable[[Path], T]) -> T | None:
+    """Read a folder that another process may be replacing.
+
+    Args:
+        path: The folder's name.
+        manifest: Name of the file that marks such a folder.
+        read: Called with the real path; checks what it reads.
+
+    Returns:
+        What ``read`` returned, or ``None`` if there is no such folder.
+
+    Raises:
+        StoreError: If it is damaged, or was replaced again and again while it was read.
+    """
+    for _ in range(_ATTEMPTS):
+        before = stamp(path, manifest)
+        folder = find_folder(path, manifest)
+        if folder is None:
+            if stamp(path, manifest) is None:
+                return None
+            continue
+        try:
+            return read(folder)
+        except StoreError:
+            if stamp(path, manifest) == before:
+                raise
+    raise StoreError(
+        f"{path} was replaced {_ATTEMPTS} times while it was read; read it when its writer rests."
+    )
 
 
 def folder_names(parent: Path, manifest: str) -> list[str]:
@@ -100,17 +160,85 @@ def remove_folder(path: Path) -> None:
         path: The folder, and with it what a killed writer left of its predecessor.
 
     Raises:
-        StoreError: If it can't be removed.
+        StoreError: If it can't be removed, or is being written.
     """
-    doomed = path.with_name(f".removing.{uuid.uuid4().hex}")
+    target = Path(os.path.realpath(path))
+    doomed = target.with_name(_REMOVING + target.name)
     try:
-        # The predecessor first: it would take the folder's place.
-        shutil.rmtree(_backup(path), ignore_errors=True)
-        if path.exists():
-            path.replace(doomed)
-            shutil.rmtree(doomed)
+        with only_one(target, WRITING):
+            # The predecessor first: it would take the folder's place.
+            for leftover in (_backup(target), doomed, target.with_name(_SAVING + target.name)):
+                shutil.rmtree(leftover, ignore_errors=True)
+            if target.exists():
+                target.replace(doomed)
+                shutil.rmtree(doomed)
+    except StoreError:
+        raise
     except OSError as error:
         raise StoreError(f"can't remove {path}: {error}.") from error
+
+
+def is_transient(path: Path) -> bool:
+    """Whether this is a lock, or a folder on its way.
+
+    Args:
+        path: A file or folder.
+
+    Returns:
+        Whether its name says so.
+    """
+    return _kind(path) is not None
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a killed process has left this, rather than one that is still at work.
+
+    Args:
+        path: A file or folder.
+
+    Returns:
+        Whether it is transient, and no writer lives.
+    """
+    kind = _kind(path)
+    if kind is None:
+        return False
+    lock = path if kind in LOCKS else lock_file(_target(path, kind), WRITING)
+    return not is_held(lock)
+
+
+def clear_leftover(path: Path, manifests: Collection[str]) -> str:
+    """Remove what a killed process has left, or put it back if it is all that there is.
+
+    Args:
+        path: What :func:`is_leftover` found.
+        manifests: Names of the files that mark whole folders.
+
+    Returns:
+        What was done. If somebody has begun to write, :class:`StoreError` is raised.
+    """
+    kind = _kind(path)
+    assert kind is not None
+    target = _target(path, kind)
+    with only_one(target, WRITING):
+        whole = any((path / name).is_file() for name in manifests)
+        if kind == _REPLACED and whole and not target.exists():
+            os.replace(path, target)
+            _fsync(target.parent)
+            return f"put back as {target.name}"
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    return "removed"
+
+
+def _kind(path: Path) -> str | None:
+    kinds = (*LOCKS, _SAVING, _REPLACED, _REMOVING)
+    return next((kind for kind in kinds if path.name.startswith(kind)), None)
+
+
+def _target(path: Path, kind: str) -> Path:
+    return path.with_name(path.name.removeprefix(kind))
 
 
 def _refuse_foreign(target: Path, manifest: str, owned: re.Pattern[str]) -> None:

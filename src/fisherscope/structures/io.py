@@ -12,7 +12,7 @@ import torch
 from fisherscope.errors import StoreError
 from fisherscope.structures.ema import FisherEMA
 from fisherscope.structures.fisher import Fisher
-from fisherscope.structures.folder import find_folder, write_folder
+from fisherscope.structures.folder import read_folder, write_folder
 from fisherscope.structures.identity import Identity
 from fisherscope.structures.layout import BlockLayout
 from fisherscope.structures.ledger import Ledger
@@ -69,10 +69,13 @@ def load_average(path: str | Path) -> FisherEMA | None:
     Returns:
         The average, or ``None`` if the Fisher has none.
     """
-    folder = find_folder(path, MANIFEST)
-    if folder is None or not read_json(folder / MANIFEST).get(_AVERAGE):
-        return None
-    return FisherEMA.load(folder / _AVERAGE)
+
+    def read(folder: Path) -> FisherEMA | None:
+        with described_by(folder / MANIFEST):
+            averaged = read_json(folder / MANIFEST).get(_AVERAGE)
+        return FisherEMA.load(folder / _AVERAGE) if averaged else None
+
+    return read_folder(path, MANIFEST, read)
 
 
 def load(path: str | Path) -> Fisher:
@@ -88,14 +91,14 @@ def load(path: str | Path) -> Fisher:
         StoreError: If the folder is missing, incomplete, changed, foreign or of another
             format version; the message names the file and the fix.
     """
-    folder = find_folder(path, MANIFEST)
-    if folder is None:
+    fisher = read_folder(path, MANIFEST, _read)
+    if fisher is None:
         there = Path(path).exists()
         raise StoreError(
             f"{path} {f'has no {MANIFEST}' if there else 'does not exist'}, so there is no Fisher "
             "to load. Check the path, or make one with estimate(...).save(path)."
         )
-    return _read(folder)
+    return fisher
 
 
 def _fill(fisher: Fisher, folder: Path, max_shard_size: int | str, averaged: bool = False) -> None:

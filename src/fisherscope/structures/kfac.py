@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import ClassVar
 
 from torch import Tensor
 
 from fisherscope.structures.blocks import KroneckerBlock
 from fisherscope.structures.blockwise import BlockwiseFisher
+from fisherscope.structures.factors import Factor
 from fisherscope.structures.layout import Kind
 
 
@@ -23,15 +25,28 @@ class KFACFisher(BlockwiseFisher):
     structure: ClassVar[str] = "kfac"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"kronecker", "dense", "diagonal"})
 
+    @cached_property
+    def factors(self) -> dict[str, Factor]:
+        """Name to factor, shared ones once."""
+        blocks = [block for block in self.blocks if isinstance(block, KroneckerBlock)]
+        return {factor.name: factor for block in blocks for factor in block.pair()}
+
+    @cached_property
+    def eigenvectors(self) -> dict[str, list[Tensor]]:
+        """Name of a factor to its eigenvectors, of those decomposed so far (or read: add them)."""
+        return {}
+
     def eigenbasis(self) -> dict[str, Tensor]:
         """The factors' eigenvectors, in which an EKFAC fits its eigenvalues.
 
         Returns:
-            New tensors of the factors' type, eigenvectors in the columns: the sums of an
-            :class:`EKFACFisher` without the eigenvalues. Shared factors occur once.
+            Tensors of the factors' type, eigenvectors in the columns: the sums of an
+            :class:`EKFACFisher` without the eigenvalues. Shared factors occur once; whoever
+            asks again gets the same tensors.
         """
         found: dict[str, Tensor] = {}
-        for block in self.blocks:
-            if isinstance(block, KroneckerBlock):
-                found |= block.eigenvectors()
+        for name, factor in self.factors.items():
+            if name not in self.eigenvectors:
+                self.eigenvectors[name] = factor.eigenvectors()
+            found |= {f"{name}.{i}": v for i, v in enumerate(self.eigenvectors[name])}
         return found

@@ -30,12 +30,9 @@ def seal(folder: Path, manifest: str, content: Mapping[str, Any]) -> None:
     files += folder.glob(f"*/{manifest}")
     body = {
         **content,
-        "files": {
-            p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": _sha256(p)}
-            for p in sorted(files)
-        },
+        "files": {p.relative_to(folder).as_posix(): file_record(p) for p in sorted(files)},
     }
-    write_json(folder / manifest, {**body, "checksum": _checksum(body)})
+    write_json(folder / manifest, signed(body))
 
 
 def unseal(folder: Path, manifest: str, *, kind: str, version: int) -> dict[str, Any]:
@@ -54,20 +51,51 @@ def unseal(folder: Path, manifest: str, *, kind: str, version: int) -> dict[str,
         StoreError: If a file is missing, truncated, changed or foreign; the message names
             the file.
     """
-    body = read_json(folder / manifest)
+    body = read_signed(folder / manifest, kind=kind, version=version)
+    for name, expected in body["files"].items():
+        if problem := wrong_with(folder, name, expected):
+            raise StoreError(problem)
+    return body
+
+
+def signed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Content with a checksum of itself.
+
+    Args:
+        content: Ready for JSON.
+
+    Returns:
+        The same with ``checksum``.
+    """
+    return {**content, "checksum": _checksum(content)}
+
+
+def read_signed(path: Path, *, kind: str, version: int) -> dict[str, Any]:
+    """Read what :func:`signed` made.
+
+    Args:
+        path: A JSON file.
+        kind: What its ``format`` must be.
+        version: What its ``format_version`` must be.
+
+    Returns:
+        The content without the checksum.
+
+    Raises:
+        StoreError: If it is missing, foreign, of another version, or was changed.
+    """
+    body = read_json(path)
     if not isinstance(body, dict) or body.get("format") != kind:
-        raise StoreError(f"{folder / manifest} is not of the format {kind!r}. Check the path.")
+        raise StoreError(f"{path} is not of the format {kind!r}. Check the path.")
     if body.get("format_version") != version:
         raise StoreError(
-            f"{folder / manifest} has format version {body.get('format_version')!r}, but this "
+            f"{path} has format version {body.get('format_version')!r}, but this "
             f"version of fisherscope reads {version}. Use the version that wrote it, or make the "
             "folder again."
         )
     checksum = body.pop("checksum", None)
     if checksum != _checksum(body):
-        raise StoreError(f"{folder / manifest} was changed after it was written. {AGAIN}")
-    for name, expected in body["files"].items():
-        _verify(folder / name, expected)
+        raise StoreError(f"{path} was changed after it was written. {AGAIN}")
     return body
 
 
@@ -125,17 +153,46 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"{path} is not JSON ({error}): truncated or foreign. {AGAIN}") from error
 
 
-def _verify(path: Path, expected: Mapping[str, Any]) -> None:
+def file_record(path: Path) -> dict[str, Any]:
+    """What is recorded of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its size in ``bytes`` and its ``sha256``.
+    """
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def wrong_with(folder: Path, name: str, expected: Mapping[str, Any]) -> str | None:
+    """Compare a file with its record.
+
+    Args:
+        folder: The folder of the record.
+        name: Path of the file relative to it.
+        expected: What :func:`file_record` said.
+
+    Returns:
+        What is wrong, naming the file, or ``None``.
+
+    Raises:
+        StoreError: If the name leads out of the folder.
+    """
+    if name.startswith("/") or ".." in name.split("/"):
+        raise StoreError(f"{folder} records a file outside of itself ({name!r}): it is foreign.")
+    path = folder / name
     if not path.is_file():
-        raise StoreError(f"{path} is missing. {AGAIN}")
+        return f"{path} is missing. {AGAIN}"
     if (size := path.stat().st_size) != expected["bytes"]:
-        raise StoreError(f"{path} has {size} bytes instead of {expected['bytes']}. {AGAIN}")
+        return f"{path} has {size} bytes instead of {expected['bytes']}. {AGAIN}"
     try:
         digest = _sha256(path)
     except OSError as error:
-        raise StoreError(f"can't read {path}: {error}. Check its permissions.") from error
+        return f"can't read {path}: {error}. Check its permissions."
     if digest != expected["sha256"]:
-        raise StoreError(f"{path} was changed after it was written (SHA-256 differs). {AGAIN}")
+        return f"{path} was changed after it was written (SHA-256 differs). {AGAIN}"
+    return None
 
 
 def _sha256(path: Path) -> str:

@@ -26,7 +26,8 @@ class Accumulator(ABC):
 
     Attributes:
         sums: Key of the structure to tensor on the model's device, fp32 or better.
-        complete: Whether the sums hold whole batches only.
+        complete: Whether the sums hold whole batches only. Whoever ends a batch sets it, when
+            the batch is in the books too.
         needs_inputs: Whether the structure takes layer inputs from the forward pass.
     """
 
@@ -92,7 +93,6 @@ class Accumulator(ABC):
         Returns:
             Squared score norms, float64 [sets, examples, tensors].
         """
-        self.complete = True
         return self._norms.cpu().numpy()
 
     def absorb(self, other: Accumulator) -> None:
@@ -101,6 +101,7 @@ class Accumulator(ABC):
         Args:
             other: Of the same structure and parameters.
         """
+        self.complete = False
         for key, total in other.sums.items():
             self.sums[key].add_(total)
 

@@ -95,6 +95,7 @@ class EigenAccumulator(Accumulator):
         return self._bases[prefix]
 
     def add(self, name: str, score: Score, rows: slice, draw: int) -> None:  # noqa: D102
+        self.complete = False
         block = self._blocks[name]
         if block.kind == "eigen" and name == block.names[0]:
             norms = self._add_weight(block, score)

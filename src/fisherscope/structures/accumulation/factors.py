@@ -252,6 +252,7 @@ class FactorAccumulator(Accumulator):
     # -- gradients --------------------------------------------------------------------
 
     def add(self, name: str, score: Score, rows: slice, draw: int) -> None:  # noqa: D102
+        self.complete = False
         if name in self.plan.joint:
             norms = self._add_weight(name, score, rows)
         elif name in self.plan.alone:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fisherscope.errors import ParameterError
 from fisherscope.structures.blocks.block import BlockMatrix
 from fisherscope.structures.blocks.views import MatrixView, Shapes
-from fisherscope.structures.factors import check_pieces, piece_keys
+from fisherscope.structures.factors import Factor, check_pieces, piece_keys
 from fisherscope.structures.layout import BlockLayout
 
 
@@ -226,18 +226,13 @@ class KroneckerBlock(FactoredBlock):
         gradients, inputs = self._gradients.vectors, self._inputs.vectors
         return torch.outer(gradients.column(output), inputs.column(input_))
 
-    def eigenvectors(self) -> dict[str, Tensor]:
-        """Both factors' eigenvectors under the keys of an eigen block.
+    def pair(self) -> tuple[Factor, Factor]:
+        """The factor of outputs and the factor of inputs.
 
         Returns:
-            Key to a new tensor of the factors' own type, eigenvectors in its columns.
+            Both, as other blocks share them.
         """
-        found = {}
-        for prefix in factor_prefixes(self.layout):
-            pieces = self.factors[prefix].vectors.pieces
-            for key, vectors in zip(piece_keys(prefix, self.sums), pieces, strict=True):
-                found[key] = vectors.to(self.sums[key].dtype, copy=True)
-        return found
+        return self._gradients, self._inputs
 
 
 def factor_prefixes(layout: BlockLayout) -> tuple[str, str]:

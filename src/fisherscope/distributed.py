@@ -1,0 +1,189 @@
+"""Several processes, one estimate: what the ranks of ``torch.distributed`` say to one another.
+
+Nothing is said while a batch is in flight. After each round of batches the ranks exchange how it
+went, so that an error, a signal or a death on one of them ends all of them.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fisherscope.errors import RankError
+
+T = TypeVar("T")
+
+JOIN_MINUTES = 10.0
+"""How long ranks wait for one another before anything has begun."""
+
+# Numbers summed in one message.
+_BUCKET = 2**23
+_groups: dict[int, Any] = {}
+
+
+class Ranks:
+    """The processes that share an estimate: one, or all of the default process group.
+
+    Args:
+        together: Use the process group, if there is one.
+
+    Attributes:
+        rank: Number of this process.
+        world: How many there are.
+    """
+
+    def __init__(self, together: bool = True):
+        self.rank, self.world = 0, 1
+        if together and dist.is_available() and dist.is_initialized():
+            self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        if self.world > 1:
+            self._group = _gloo()
+            self._meet()
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def each(self, call: Callable[[], T]) -> list[T]:
+        """Do something on every rank; an error on one is raised on all, that of the lowest rank.
+
+        Args:
+            call: Done here, on this rank; what it returns is pickled.
+
+        Returns:
+            What it returned, rank by rank.
+
+        Raises:
+            RankError: If a rank has died.
+        """
+        if self.world == 1:
+            return [call()]
+        error: BaseException | None = None
+        value: T | None = None
+        try:
+            value = call()
+        except BaseException as caught:  # what ends this rank has to end the others too
+            error = caught
+        said: list[Any] = [None] * self.world
+        try:
+            dist.all_gather_object(said, (_portable(error, self.rank), value), group=self._group)
+        except RuntimeError as lost:
+            if error is not None:
+                raise error from None
+            raise RankError(
+                f"rank {self.rank} has lost another rank ({_line(lost)}): look at what the others "
+                "said last. The same call goes on from the last checkpoint."
+            ) from lost
+        for rank, (theirs, _) in enumerate(said):
+            if theirs is not None:
+                raise error if rank == self.rank and error is not None else theirs
+        return [value for _, value in said]
+
+    def once(self, call: Callable[[], T]) -> T:
+        """Do something on the first rank only.
+
+        Args:
+            call: Done there; what it returns is pickled.
+
+        Returns:
+            What it returned, on every rank. An error is raised on all.
+        """
+        return self.each(lambda: call() if self.first else None)[0]  # type: ignore[return-value]
+
+    def sum(self, tensors: Iterable[Tensor]) -> None:
+        """Replace tensors by their sums over all ranks, to the same bits everywhere.
+
+        Args:
+            tensors: The same shapes and types in the same order on every rank; changed in
+                place.
+
+        Raises:
+            RankError: If a rank has died.
+        """
+        if self.world == 1:
+            return
+        try:
+            for bucket in _buckets(tensors):
+                flat = torch.cat([part.cpu() for part in bucket])
+                dist.all_reduce(flat, group=self._group)
+                for part, summed in zip(bucket, flat.split([len(p) for p in bucket]), strict=True):
+                    part.copy_(summed)
+        except RuntimeError as lost:
+            raise RankError(
+                f"rank {self.rank} has lost another rank while summing ({_line(lost)}). The same "
+                "call goes on from the last checkpoint."
+            ) from lost
+
+    def _meet(self) -> None:
+        wait = timedelta(minutes=JOIN_MINUTES)
+        try:
+            dist.monitored_barrier(group=self._group, timeout=wait, wait_all_ranks=self.first)
+        except RuntimeError as error:
+            raise RankError(
+                f"rank {self.rank} waited {JOIN_MINUTES:g} minutes for all {self.world} ranks to "
+                f"make the same call ({_line(error)}). Call it on every rank, or pass "
+                "distributed=False to work alone."
+            ) from error
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of ``DistributedDataParallel``, whose forward pass waits for other ranks.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The module itself, or the one inside.
+    """
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _gloo() -> Any:
+    """A group that sends from the CPU: what is exchanged is small, or on its way to a file."""
+    if dist.get_backend() == "gloo":
+        return dist.group.WORLD
+    world = id(dist.group.WORLD)
+    if world not in _groups:
+        _groups.clear()
+        _groups[world] = dist.new_group(backend="gloo")
+    return _groups[world]
+
+
+def _portable(error: BaseException | None, rank: int) -> BaseException | None:
+    if error is None:
+        return None
+    if not isinstance(error, Exception):
+        return type(error)(*error.args)
+    try:
+        again = pickle.loads(pickle.dumps(error))  # what cannot be read again is not sent
+        if type(again) is type(error) and str(again) == str(error):
+            return error
+    except Exception as unreadable:
+        del unreadable
+    return RankError(f"rank {rank} raised {type(error).__name__}: {_line(error)}")
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Flat views of one type, a bounded number of entries at a time."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        for part in tensor.view(-1).split(_BUCKET):
+            full = sum(map(len, bucket)) + len(part) > _BUCKET
+            if bucket and (full or bucket[0].dtype != part.dtype):
+                yield bucket
+                bucket = []
+            bucket.append(part)
+    if bucket:
+        yield bucket
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
