@@ -62,7 +62,7 @@ MEASUREMENTS = "evaluations"
     help="Units per order that are removed one by one; 0 leaves it out.",
 )  # fmt: skip
 @click.option(
-    "--structure/--no-structure", default=True, show_default=True,
+    "--graph/--no-graph", default=True, show_default=True,
     help="Whether the graph of neurons is looked at.",
 )  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="No plan, no progress bars, no summary.")
@@ -74,8 +74,9 @@ def percolate_command(
     The Fisher of each task is estimated on one half of its rows; the other half is watched.
     Interrupted, the same command goes on where it stopped.
     """  # noqa: DOC501 (click shows this text)
-    names = ("removal", "repetitions", "points", "side", "candidates", "structure")
+    names = ("removal", "repetitions", "points", "side", "candidates")
     options = {name: given.pop(name) for name in names}
+    options["structure"] = given.pop("graph")
     options |= {"levels": levels or OPTIONS.levels, "orders": orders or OPTIONS.orders}
     config = run_config(**given)
     if not isinstance(config.model, str):

@@ -51,7 +51,7 @@ class PercolationPlan:
 
 @dataclass(frozen=True, eq=False)
 class Percolation(Result):
-    """Removal curves and thresholds of one model, or of several side by side.
+    """Removal curves and thresholds of one model.
 
     In every table ``model`` is the model, ``level`` what is removed, ``removal`` how, ``order``
     the rule, ``by`` the task that the order was read from (empty if it knows of none), and ``on``
@@ -59,7 +59,7 @@ class Percolation(Result):
     bootstrap intervals over examples and repetitions.
 
     Attributes:
-        intact: One row per model and task: loss with its interval, accuracy, the uninformed
+        intact: One row per task: loss with its interval, accuracy, the uninformed
             loss, counts, and the outcome ``no_better_than_uninformed`` or ``ok``.
         thresholds: One row per curve, task and quantity: ``value``, ``low``, ``high`` (infinite
             where that limit lies beyond the curve) and ``outcome``; see :func:`percolation`.
@@ -69,7 +69,6 @@ class Percolation(Result):
         critical: One row per candidate: what its exact removal costs, and its rank in each order.
         structural: The neuron graph: one row per order and fraction of bonds removed.
         structure: Thresholds of the neuron graph.
-        comparison: How the thresholds of the models differ, in pairs; empty for a single model.
         plan: What it was expected to cost; model to plan.
         notes: What could not be done, and why.
         measured: The curves with all examples; not part of :meth:`to_dict`.
@@ -84,7 +83,6 @@ class Percolation(Result):
     critical: pd.DataFrame
     structural: pd.DataFrame
     structure: pd.DataFrame
-    comparison: pd.DataFrame
     plan: dict[str, PercolationPlan]
     notes: tuple[str, ...] = ()
     measured: dict[str, tuple[Curve, ...]] = field(default_factory=dict, repr=False)

@@ -199,7 +199,6 @@ def percolation(
     }
     return Percolation(
         **{key: frame.assign(model=name)[[MODEL, *frame]] for key, frame in frames.items()},
-        comparison=pd.DataFrame(),
         plan={name: plan},
         notes=notes,
         measured={name: tuple(curves)},
