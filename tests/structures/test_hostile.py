@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import struct
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -158,7 +160,15 @@ def _apply(content: bytes, how) -> bytes:
     return content[:place] + bytes([content[place] ^ what[0]]) + content[place + 1 :]
 
 
-def _fuzz(folder: Path, intact: dict[str, bytes], damage) -> None:
+@cache
+def _intact() -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        save(FISHER, Path(folder) / "f")
+        return {name: (Path(folder) / "f" / name).read_bytes() for name in FILES}
+
+
+def _fuzz(folder: Path, damage) -> None:
+    intact = _intact()
     for name, content in intact.items():
         (folder / name).write_bytes(content)
     name, how = damage
@@ -190,18 +200,11 @@ _SETTINGS = {
 @settings(max_examples=300, **_SETTINGS)
 @given(_damage())
 def test_only_our_own_errors_come_out(saved, damage):
-    intact = {name: (saved / name).read_bytes() for name in FILES} if not _INTACT else _INTACT
-    _INTACT.update(intact)
-    _fuzz(saved, intact, damage)
+    _fuzz(saved, damage)
 
 
 @pytest.mark.slow
 @settings(max_examples=100_000, **_SETTINGS)
 @given(_damage())
 def test_only_our_own_errors_come_out_of_very_many(saved, damage):
-    intact = {name: (saved / name).read_bytes() for name in FILES} if not _INTACT else _INTACT
-    _INTACT.update(intact)
-    _fuzz(saved, intact, damage)
-
-
-_INTACT: dict[str, bytes] = {}
+    _fuzz(saved, damage)
