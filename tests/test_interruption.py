@@ -215,3 +215,62 @@ def test_skipped_examples_stay_skipped_when_resuming(tmp_path):
     again = estimate(case, data, **options)
     assert again.skipped == ("row-0",)
     same(again, whole)
+
+
+def fail_above(model: nn.Module, rows: int, error: Exception) -> list[int]:
+    """Run out of memory in the forward pass of larger batches; sizes of those that went through."""
+    sizes: list[int] = []
+
+    def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if len(args[0]) > rows:
+            raise error
+        sizes.append(len(args[0]))
+
+    model.register_forward_pre_hook(hook)
+    return sizes
+
+
+# Would catch: a run of days that ends because one batch is too large; a batch counted twice, or
+# half of it; every later batch running into the same wall.
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"structure": "kfac"}, {"on_nonfinite": "skip"}])
+def test_out_of_memory_halves_the_batch(error, options):
+    case = models.fresh("mlp")
+    whole = estimate(models.case("mlp"), case.rows, **options)
+    sizes = fail_above(case.model, 2, error)
+    same(estimate(case, case.rows, batch_size=5, **options), whole)
+    assert sum(sizes[-4:]) == 6  # 2, 1 and 2 of the first batch, 1 of the second
+
+
+# Would catch: an endless halving; other errors taken for memory; a unit that is silently halved.
+@pytest.mark.parametrize(
+    ("rows", "error", "options"),
+    [
+        (0, MemoryError("one example"), {}),
+        (2, RuntimeError("another"), {}),
+        (2, MemoryError("a unit"), {"unit": "batch", "fisher_type": "mc"}),
+    ],
+)
+def test_what_halving_does_not_help_is_raised(rows, error, options):
+    case = models.fresh("mlp")
+    verified = models.fresh("mlp")
+    count = stop_at(verified.model, 0, Stop)
+    estimate(verified, case.rows, batch_size=6, **options)
+    calls = 0
+
+    def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls >= count[0] and len(args[0]) > rows:
+            raise error
+
+    case.model.register_forward_pre_hook(hook)
+    with pytest.raises(type(error), match=str(error)):
+        estimate(case, case.rows, batch_size=6, **options)

@@ -62,6 +62,7 @@ class Pass:
             known = {*self.earlier.ledger.ids, *self.earlier.skipped}
         self.left = self._rounds([e for e in self.examples if e.id not in known])
         self.saved = 0
+        self.largest = len(self.examples)  # batch that fits into memory, as far as is known
 
     def _opened(self) -> Accumulator:
         found: list[Accumulator] = []
@@ -173,6 +174,26 @@ class Pass:
         self.accumulator.complete = True
 
     def _batch(self, sweep: Sweep, group: list[Example]) -> None:
+        """Take the scores of a batch, in halves if memory runs out."""
+        if len(group) <= self.largest and self._fits(sweep, group):
+            return
+        self.largest = min(self.largest, (len(group) + 1) // 2)
+        middle = (len(group) + 1) // 2
+        self._batch(sweep, group[:middle])
+        self._batch(sweep, group[middle:])
+
+    def _fits(self, sweep: Sweep, group: list[Example]) -> bool:
+        try:
+            self._score(sweep, group)
+        except (MemoryError, RuntimeError) as error:
+            # Half a batch in the sums can't be taken out, and half a batch is another unit.
+            halves = len(group) > 1 and self.prepared.config.unit != "batch"
+            if not (_out_of_memory(error) and halves and self.accumulator.complete):
+                raise
+            return False
+        return True
+
+    def _score(self, sweep: Sweep, group: list[Example]) -> None:
         target = self.accumulator
         if self.prepared.config.on_nonfinite == "skip":
             target = self._accumulator()
@@ -184,7 +205,7 @@ class Pass:
             )
         if bad and len(group) > 1:
             for example in group:
-                self._batch(sweep, [example])
+                self._score(sweep, [example])
             return
         if bad:
             self.skipped += bad
@@ -237,3 +258,8 @@ class Pass:
         if self.earlier is None:
             return fisher
         return dataclasses.replace(self.earlier + fisher, sums=fisher.sums)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or "can't allocate memory" in str(error).lower()

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 _SAVING, _REPLACED, _REMOVING = ".saving.", ".replaced.", ".removing."
 # A reader that loses against writers so often will lose forever.
-_ATTEMPTS = 20
+_ATTEMPTS = 100
 
 
 def write_folder(
@@ -126,10 +126,14 @@ def read_folder(path: str | Path, manifest: str, read: Callable[[Path], T]) -> T
                 return None
             continue
         try:
-            return read(folder)
+            found = read(folder)
         except StoreError:
             if stamp(path, manifest) == before:
                 raise
+        else:
+            # What was verified may have been replaced before it was read.
+            if stamp(path, manifest) == before:
+                return found
     raise StoreError(
         f"{path} was replaced {_ATTEMPTS} times while it was read; read it when its writer rests."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from fisherscope.structures.shards import read_tensors, write_tensors
 MANIFEST = "fisher.json"
 FORMAT = "fisherscope-fisher"
 FORMAT_VERSION = 1
+# What makes of a manifest of version n one of n + 1, under n.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 _OWNED = re.compile(
     r"fisher\.json|half-[01]|ema|ledger\.json"
@@ -136,7 +139,10 @@ def _fill(fisher: Fisher, folder: Path, max_shard_size: int | str, averaged: boo
 
 def _read(folder: Path) -> Fisher:
     with described_by(folder / MANIFEST):
-        return _rebuild(unseal(folder, MANIFEST, kind=FORMAT, version=FORMAT_VERSION), folder)
+        content = unseal(
+            folder, MANIFEST, kind=FORMAT, version=FORMAT_VERSION, migrations=MIGRATIONS
+        )
+        return _rebuild(content, folder)
 
 
 def _rebuild(content: dict[str, Any], folder: Path) -> Fisher:

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fisherscope.errors import FisherscopeError, StoreError
+
+Migrations = Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]
+NO_MIGRATIONS: Migrations = {}
+# A manifest of a hundred thousand tensors, or the ids of ten million examples, are smaller.
+LARGEST_JSON = 2**30
 
 AGAIN = "Restore it from a copy, or delete the folder and make it again."
 
@@ -35,7 +40,9 @@ def seal(folder: Path, manifest: str, content: Mapping[str, Any]) -> None:
     write_json(folder / manifest, signed(body))
 
 
-def unseal(folder: Path, manifest: str, *, kind: str, version: int) -> dict[str, Any]:
+def unseal(
+    folder: Path, manifest: str, *, kind: str, version: int, migrations: Migrations = NO_MIGRATIONS
+) -> dict[str, Any]:
     """Read a manifest and make sure that every file is as it was written.
 
     Args:
@@ -43,15 +50,16 @@ def unseal(folder: Path, manifest: str, *, kind: str, version: int) -> dict[str,
         manifest: Name of the manifest.
         kind: What its ``format`` must be.
         version: What its ``format_version`` must be.
+        migrations: How older versions become the next one. Default: none.
 
     Returns:
-        The manifest's content.
+        The manifest's content, in the form of ``version``.
 
     Raises:
         StoreError: If a file is missing, truncated, changed or foreign; the message names
             the file.
     """
-    body = read_signed(folder / manifest, kind=kind, version=version)
+    body = read_signed(folder / manifest, kind=kind, version=version, migrations=migrations)
     for name, expected in body["files"].items():
         if problem := wrong_with(folder, name, expected):
             raise StoreError(problem)
@@ -70,16 +78,19 @@ def signed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "checksum": _checksum(content)}
 
 
-def read_signed(path: Path, *, kind: str, version: int) -> dict[str, Any]:
+def read_signed(
+    path: Path, *, kind: str, version: int, migrations: Migrations = NO_MIGRATIONS
+) -> dict[str, Any]:
     """Read what :func:`signed` made.
 
     Args:
         path: A JSON file.
         kind: What its ``format`` must be.
         version: What its ``format_version`` must be.
+        migrations: Version to what makes the next one of its content. Default: none.
 
     Returns:
-        The content without the checksum.
+        The content without the checksum, in the form of ``version``.
 
     Raises:
         StoreError: If it is missing, foreign, of another version, or was changed.
@@ -87,16 +98,23 @@ def read_signed(path: Path, *, kind: str, version: int) -> dict[str, Any]:
     body = read_json(path)
     if not isinstance(body, dict) or body.get("format") != kind:
         raise StoreError(f"{path} is not of the format {kind!r}. Check the path.")
-    if body.get("format_version") != version:
+    found = body.get("format_version")
+    readable = isinstance(found, int) and all(n in migrations for n in range(found, version))
+    if not readable or found > version:
         raise StoreError(
-            f"{path} has format version {body.get('format_version')!r}, but this "
-            f"version of fisherscope reads {version}. Use the version that wrote it, or make the "
-            "folder again."
+            f"{path} has format version {found!r}, but this version of fisherscope reads "
+            f"{version}. Use the version that wrote it, or make the folder again."
         )
     checksum = body.pop("checksum", None)
     if checksum != _checksum(body):
         raise StoreError(f"{path} was changed after it was written. {AGAIN}")
+    for number in range(found, version):
+        body = {**migrations[number](body), "format_version": number + 1}
     return body
+
+
+# What nonsense in a file makes of the code that takes it for sense.
+_SENSELESS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
 
 
 @contextmanager
@@ -116,7 +134,7 @@ def described_by(path: Path) -> Generator[None]:
         yield
     except StoreError:
         raise
-    except (FisherscopeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (FisherscopeError, *_SENSELESS) as error:
         raise StoreError(
             f"{path} does not describe what it should ({error!r}): fisherscope did not write it. "
             "Make the folder again."
@@ -146,11 +164,21 @@ def read_json(path: Path) -> Any:
         StoreError: If it is missing or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise StoreError(f"{path} is no file. {AGAIN}")
+        if path.stat().st_size > LARGEST_JSON:
+            raise StoreError(f"{path} is larger than 1 GiB: fisherscope did not write it. {AGAIN}")
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except StoreError:
+        raise
     except OSError as error:
         raise StoreError(f"can't read {path}: {error}. Check the path. {AGAIN}") from error
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is not JSON ({error}): truncated or foreign. {AGAIN}") from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def file_record(path: Path) -> dict[str, Any]:

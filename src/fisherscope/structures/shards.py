@@ -53,6 +53,8 @@ def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
     tensors = {}
     # Base names only: a foreign index must not make us read elsewhere.
     for file in sorted({Path(file).name for file in index["weight_map"].values()}):
+        if not (folder / file).is_file():
+            raise StoreError(f"{folder / file} is missing, or no file. {AGAIN}")
         try:
             tensors.update(load_file(folder / file))
         except (OSError, SafetensorError) as error:
