@@ -169,7 +169,9 @@ def estimate_prepared(prepared: Prepared) -> Fisher:
     Returns:
         The Fisher.
     """
-    return _Estimate(None, False, None)(prepared, prepared.examples, None, "Fisher")
+    return _Estimate(None, False, None, Ranks(together=False))(
+        prepared, prepared.examples, None, "Fisher"
+    )
 
 
 def identity(model: nn.Module, data: Any, **options: Any):

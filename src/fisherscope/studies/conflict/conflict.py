@@ -89,20 +89,20 @@ class Conflict(Result):
             "not_resolved": "are not resolved from being orthogonal",
             "too_few_examples": "have too few examples to tell",
         }
-        for row in plain.to_dict("records"):
+        for row in plain:
             lines.append(
                 f"The gradients of {row['task_a']} and {row['task_b']} {said[row['outcome']]}: "
                 f"cosine {row['cosine']:.2f} [{row['low']:.2f}, {row['high']:.2f}]."
             )
-        found = self.tests[
-            (self.tests["outcome"] == "found")
-            & (self.tests["metric"] == "plain")
-            & (self.tests["level"] == "example")
+        found = [
+            row
+            for row in self.tests.to_dict("records")
+            if (row["outcome"], row["metric"], row["level"]) == ("found", "plain", "example")
         ]
         lines += [
             f"{row['n_found']} of {row['n_tests']} examples of {row['by']} hurt {row['on']} more "
             f"than its others do (q ≤ {self.level:g})."
-            for row in found.to_dict("records")
+            for row in found
         ]
         return lines
 

@@ -17,13 +17,11 @@ from fisherscope.data import batches
 from fisherscope.defaults import DEFAULTS, FisherConfig
 from fisherscope.engine.displace import displaced
 from fisherscope.errors import ParameterError, TaskError
-from fisherscope.estimation import estimate
-from fisherscope.naming import by_layer
 from fisherscope.preparation import Prepared, prepare
-from fisherscope.structures import Fisher
 from fisherscope.studies.calibration import ENDS, RESAMPLES, calibrate_by_scale, points_of
 from fisherscope.studies.displacement import displacement, norm
 from fisherscope.studies.forgetting.result import Forgetting
+from fisherscope.studies.parts import stored_fishers, summed_by_layer
 
 TUNED = "tuned"
 STRUCTURES = ("diagonal", "kfac", "ekfac")
@@ -127,7 +125,9 @@ class _Study:
         }
 
     def task(self, name: str, prepared: Prepared):
-        fishers = self._fishers(prepared)
+        fishers = stored_fishers(
+            self.base, prepared.examples, self.structures, self.config, progress=self.progress
+        )
         common: dict[str, Any] = {
             "likelihood": self.config.likelihood,
             "draws": self.config.draws,
@@ -151,37 +151,11 @@ class _Study:
         paths.insert(0, "task", name)
         tensors = path.tensors.drop(columns="displacement")
         tensors.insert(0, "task", name)
-        layer = {t: label for t, (_, label) in by_layer(tensors["tensor"]).items()}
-        layers = (
-            tensors
-            .assign(layer=tensors["tensor"].map(layer))
-            .groupby(["task", "layer"], sort=False)[["first", "second"]]
-            .sum()
-            .reset_index()
-        )
+        layers = summed_by_layer(tensors, ["task"])
         cells = []
         if self.moves[TUNED]:
             cells = points_of(name, path.examples, path.table, {TUNED: 1.0})
         return stages, paths, layers, tensors, cells
-
-    def _fishers(self, prepared: Prepared) -> dict[str, Fisher]:
-        found: dict[str, Fisher] = {}
-        for structure in self.structures:
-            # The eigenvectors of EKFAC are those of the KFAC that is there already.
-            basis = {"basis": found["kfac"]} if structure == "ekfac" and "kfac" in found else {}
-            found[structure] = estimate(
-                self.base,
-                prepared.examples,
-                structure=structure,
-                fisher_type="mc",
-                likelihood=self.config.likelihood,
-                draws=self.config.draws,
-                seed=self.config.seed,
-                batch_size=self.config.batch_size,
-                progress=self.progress,
-                **basis,
-            )
-        return found
 
     def _stages(
         self, task: str, prepared: Prepared, predicted: Damage, empirical: Damage
@@ -196,8 +170,14 @@ class _Study:
         rng = np.random.default_rng(self.config.seed)
         n = len(before)
         weights = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-        table = predicted.table[predicted.table["scale"] == 1].set_index("displacement")
-        data_labels = empirical.table.set_index("displacement")["second"]
+        table = {
+            row["displacement"]: row
+            for row in predicted.table.to_dict("records")
+            if row["scale"] == 1
+        }
+        data_labels = dict(
+            zip(empirical.table["displacement"], empirical.table["second"], strict=True)
+        )
         rows = []
         for stage, after in seen.items():
             row: dict[str, Any] = {"task": task, "stage": stage}
@@ -213,7 +193,7 @@ class _Study:
                 row[key] = values.to_numpy().sum() / tokens.sum()
                 ratios = (weights @ values.to_numpy(float)) / (weights @ tokens)
                 row[f"{key}_low"], row[f"{key}_high"] = np.quantile(ratios, ENDS)
-            known = table.loc[stage]
+            known = table[stage]
             keys = ("first", "second", "predicted", "predicted_low", "predicted_high")
             row |= {key: known[key] for key in keys}
             row |= {

@@ -47,8 +47,8 @@ class Forgetting(Result):
         Returns:
             The last stage of each task.
         """
-        last = self.stages["stage"] == self.stages["stage"].iloc[-1]
-        return self.stages[last].reset_index(drop=True)
+        last = self.stages["stage"].iloc[-1]
+        return pd.DataFrame([r for r in self.stages.to_dict("records") if r["stage"] == last])
 
     def findings(self) -> list[str]:
         """What was found, in sentences.
@@ -68,16 +68,17 @@ class Forgetting(Result):
                 f"[{low:.3g}, {high:.3g}]{sure}; predicted in full {row['predicted']:.3g}, "
                 f"KL to base {row['kl']:.3g}{_points(row['accuracy_change'])}."
             )
-        overall = self.calibration[self.calibration["scale"].isna()]
-        best = overall.sort_values("log_error")
-        if len(best) and best["log_error"].notna().any():
+        overall = [r for r in self.calibration.to_dict("records") if math.isnan(r["scale"])]
+        ranked = [row for row in overall if not math.isnan(row["log_error"])]
+        if ranked:
+            ranked.sort(key=lambda row: row["log_error"])
             ranking = ", ".join(
                 f"{row['method']} {row['log_error']:.2f} [{row['log_error_low']:.2f}, "
                 f"{row['log_error_high']:.2f}]"
-                for row in best.to_dict("records")
+                for row in ranked
             )
             lines.append(f"Mean absolute log error of the curvature, best first: {ranking}.")
-        full = overall.set_index("method").loc["full"]
+        full = next(row for row in overall if row["method"] == "full")
         lines.append(
             f"In full, measured against predicted along the path has slope {full['slope']:.2f} "
             f"[{full['slope_low']:.2f}, {full['slope_high']:.2f}] and rank correlation "

@@ -17,15 +17,14 @@ from fisherscope.analysis.descent import descent_step
 from fisherscope.data import Example, halves
 from fisherscope.defaults import DEFAULTS, FisherConfig
 from fisherscope.errors import ParameterError, TaskError
-from fisherscope.estimation import estimate
-from fisherscope.naming import by_layer
 from fisherscope.preparation import prepare
-from fisherscope.structures import Fisher
 from fisherscope.studies.calibration import ENDS, RESAMPLES, Point, calibrate_by_scale, points_of
 from fisherscope.studies.conflict import Conflict, conflict
+from fisherscope.studies.conflict.conflict import MEMORY
 from fisherscope.studies.displacement import norm
 from fisherscope.studies.interference.heads import head_damage
 from fisherscope.studies.interference.result import Interference
+from fisherscope.studies.parts import stored_fishers, summed_by_layer
 
 STRUCTURES = ("diagonal", "kfac", "ekfac")
 SCALES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
@@ -51,7 +50,7 @@ def interference(
     seed: int = DEFAULTS.seed,
     batch_size: int | None = DEFAULTS.batch_size,
     max_examples: int | None = DEFAULTS.max_examples,
-    memory_limit: int | str | None = None,
+    memory_limit: int | str = MEMORY,
     progress: bool = True,
 ) -> Interference:
     r"""What a step for each task does to every task, predicted and measured.
@@ -83,7 +82,7 @@ def interference(
         batch_size: Examples per pass. Default: ``None``, packs to 4096 tokens.
         max_examples: Use the first so many of each task. Default: ``None``, all.
         memory_limit: Of the per-example gradients that conflicts need, in bytes or as text;
-            beyond it they are sketched. Default: ``None``, one gigabyte.
+            beyond it they are sketched. Default: 2 GiB.
         progress: Show progress bars. Default: ``True``.
 
     Returns:
@@ -120,16 +119,11 @@ def interference(
     }
     lengths = {name: norm(step) for name, step in taken.items()}
     tensors = _labelled({name: found[name].tensors for name in found})
-    layer = {t: label for t, (_, label) in by_layer(dict.fromkeys(tensors["tensor"])).items()}
     table = study.calibrated(found, small) if measure else pd.DataFrame()
     return Interference(
         unit_scale=1.0,
         cells=_cells(found, lengths),
-        layers=tensors
-        .assign(layer=tensors["tensor"].map(layer))
-        .groupby(["on", "by", "layer"], sort=False)[["first", "second"]]
-        .sum()
-        .reset_index(),
+        layers=summed_by_layer(tensors, ["on", "by"]),
         tensors=tensors,
         heads=study.heads(split, taken) if heads else pd.DataFrame(),
         asymmetry=_asymmetry(found, seed),
@@ -175,29 +169,14 @@ class _Study:
             watched,
             steps,
             scales=self.scales,
-            fishers=self._fishers(watched),
+            fishers=stored_fishers(
+                self.model, watched, self.structures, self.config, progress=self.progress
+            ),
             draws=self.config.draws,
             measure=measure,
             progress=self.progress,
             **self.common,
         )
-
-    def _fishers(self, rows: list[Example]) -> dict[str, Fisher]:
-        found: dict[str, Fisher] = {}
-        for structure in self.structures:
-            # The eigenvectors of EKFAC are those of the KFAC that is there already.
-            basis = {"basis": found["kfac"]} if structure == "ekfac" and "kfac" in found else {}
-            found[structure] = estimate(
-                self.model,
-                rows,
-                structure=structure,
-                fisher_type="mc",
-                draws=self.config.draws,
-                progress=self.progress,
-                **self.common,
-                **basis,
-            )
-        return found
 
     def heads(
         self, split: Mapping[str, tuple[list[Example], list[Example]]], steps: Steps
@@ -222,11 +201,12 @@ class _Study:
     def conflict(
         self,
         split: Mapping[str, tuple[list[Example], list[Example]]],
-        memory_limit: int | str | None,
+        memory_limit: int | str,
     ) -> Conflict:
         watched = {name: rows for name, (_, rows) in split.items()}
-        limit = {} if memory_limit is None else {"memory_limit": memory_limit}
-        return conflict(self.model, watched, progress=self.progress, **self.common, **limit)
+        return conflict(
+            self.model, watched, memory_limit=memory_limit, progress=self.progress, **self.common
+        )
 
 
 def _labelled(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -275,10 +255,12 @@ def _resampled(item: Damage, by: str, columns: list[str], seed: list[int]) -> np
 
 def _reliable(table: pd.DataFrame) -> float:
     reached = 0.0
-    if table.empty:
-        return reached
-    full = table[(table["method"] == "full") & table["scale"].notna()].sort_values("scale")
-    for row in full.to_dict("records"):
+    full = [
+        row
+        for row in table.to_dict("records")
+        if row["method"] == "full" and not math.isnan(row["scale"])
+    ]
+    for row in sorted(full, key=lambda row: row["scale"]):
         if not BAND[0] <= row["slope"] <= BAND[1]:
             break
         reached = row["scale"]

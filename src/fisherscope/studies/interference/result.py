@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -54,7 +55,8 @@ class Interference(Result):
         Returns:
             The rows of ``cells`` at ``unit_scale``.
         """
-        return self.cells[self.cells["scale"] == self.unit_scale].reset_index(drop=True)
+        rows = self.cells.to_dict("records")
+        return pd.DataFrame([row for row in rows if row["scale"] == self.unit_scale])
 
     def matrix(self, column: str = "predicted") -> pd.DataFrame:
         """The damage matrix as a square.
@@ -75,11 +77,10 @@ class Interference(Result):
         Returns:
             The worst damage, the asymmetry, and how far the prediction holds.
         """
-        frame = self.to_frame()
-        others = frame[frame["on"] != frame["by"]]
+        others = [r for r in self.to_frame().to_dict("records") if r["on"] != r["by"]]
         lines = []
-        if len(others):
-            worst = others.loc[others["predicted"].idxmax()]
+        if others:
+            worst = max(others, key=lambda row: row["predicted"])
             sign = "costs" if worst["predicted"] > 0 else "at most saves"
             sure = (
                 ""
@@ -110,8 +111,8 @@ class Interference(Result):
         return lines
 
     def _calibrated(self) -> list[str]:
-        small = self.calibration[self.calibration["scale"].isna()].set_index("method")
-        full = small.loc["full"]
+        small = [r for r in self.calibration.to_dict("records") if math.isnan(r["scale"])]
+        full = next(row for row in small if row["method"] == "full")
         lines = [
             f"For steps up to {self.small:g} of a task's own, measured on predicted in full has "
             f"slope {full['slope']:.2f} [{full['slope_low']:.2f}, {full['slope_high']:.2f}] and "
@@ -123,12 +124,13 @@ class Interference(Result):
                 else "at no size of step is the slope within 0.8 to 1.25."
             )
         ]
-        ranked = small.dropna(subset=["log_error"]).sort_values("log_error")
-        if len(ranked):
+        ranked = [row for row in small if not math.isnan(row["log_error"])]
+        if ranked:
+            ranked.sort(key=lambda row: row["log_error"])
             said = ", ".join(
-                f"{name} {row['log_error']:.2f} [{row['log_error_low']:.2f}, "
+                f"{row['method']} {row['log_error']:.2f} [{row['log_error_low']:.2f}, "
                 f"{row['log_error_high']:.2f}]"
-                for name, row in ranked.iterrows()
+                for row in ranked
             )
             lines.append(f"Mean absolute log error of the curvature, best first: {said}.")
         return lines

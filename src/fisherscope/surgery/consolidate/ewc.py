@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -213,20 +213,24 @@ class EWC:
         values: list[Tensor] = []
         for term in self._terms:
             for piece in term.form.pieces:
-                moved = {
-                    name: part.displacement(_at(term.anchor, name, part))
-                    for name in piece.names
-                    if (part := term.parts.get(name)) is not None
-                }
-                product = piece.multiply(moved, term.form.tensors, term.form.shapes)
-                for name, change in product.items():
-                    d = moved[name].reshape(-1)
-                    values.append(torch.dot(d, change.reshape(-1).to(d)))
-                    if scale is not None and self.strength:
-                        term.parts[name].add(change, self.strength * scale)
-                # Before the next piece's are made: two tensors exist at a time, not four.
-                del moved, product, d, change
+                # A call for each: two tensors exist at a time, not four.
+                values += self._products(term, piece, scale)
         return 0.5 * self.strength * math.fsum(value.item() for value in values)
+
+    def _products(self, term: Any, piece: Any, scale: float | None) -> list[Tensor]:
+        values = []
+        moved = {
+            name: part.displacement(_at(term.anchor, name, part))
+            for name in piece.names
+            if (part := term.parts.get(name)) is not None
+        }
+        product = piece.multiply(moved, term.form.tensors, term.form.shapes)
+        for name, change in product.items():
+            d = moved[name].reshape(-1)
+            values.append(torch.dot(d, change.reshape(-1).to(d)))
+            if scale is not None and self.strength:
+                term.parts[name].add(change, self.strength * scale)
+        return values
 
     def _check(self, fishers: Sequence[Fisher], anchor: nn.Module | None) -> None:
         if not fishers:
