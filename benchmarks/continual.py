@@ -1,8 +1,8 @@
 """Old tasks kept while new ones are learnt: permuted digits, and a language model's fine-tuning.
 
     python benchmarks/continual.py                  # what is missing; rewrites docs/continual.md
-    python benchmarks/continual.py --only digits    # one of digits, language, memory
-    python benchmarks/continual.py --page           # tables and plots from results/continual.json
+    python benchmarks/continual.py --only digits    # one of digits, narrow, language, memory
+    python benchmarks/continual.py --page           # tables and plots from results/continual-*.json
 
 Figures are kept as soon as they are measured: interrupted, the same command goes on with what
 is missing. ``--fresh`` forgets them.
@@ -22,8 +22,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results" / "continual.json"
-PARTS = ("digits", "language", "memory")
+RESULTS = HERE / "results"
+PARTS = ("digits", "narrow", "language", "memory")
 
 
 def log(text: str) -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for part in PARTS if args.only is None else (args.only,):
         # A file each, so that parts can be measured side by side.
-        path = RESULTS.with_name(f"continual-{part}.json")
+        path = RESULTS / f"continual-{part}.json"
         known: dict[str, Any] = {}
         if path.exists() and not args.fresh:
             known = json.loads(path.read_text())
@@ -58,10 +58,10 @@ def main() -> None:
 
 
 def _measure(part: str, known: dict[str, Any], save: Any) -> None:
-    if part == "digits":
+    if part in {"digits", "narrow"}:
         from consolidating import digits
 
-        digits.measure(known, save, log)
+        digits.measure(known, save, log, digits.WIDTHS[part])
     elif part == "language":
         from consolidating import language
 
