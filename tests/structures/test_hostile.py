@@ -1,4 +1,4 @@
-"""Folders made by somebody who means harm, or by nobody who thinks: only our own errors."""
+"""Folders made by somebody who means harm: only our own errors come out of them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ FISHER = build(scores("abc", draws=2), fisher_type="mc", skipped=("x",))
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.integers(2**62, 2**70) | st.text(max_size=5)
     | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )  # fmt: skip
 FILES = ["fisher.json", "ledger.json", "sums.safetensors", "ledger.safetensors",

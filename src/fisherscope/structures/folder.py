@@ -104,6 +104,11 @@ def stamp(path: str | Path, manifest: str) -> tuple[int, ...] | None:
     return None if status is None else (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
+def _state(path: str | Path, manifest: str) -> tuple[Path | None, tuple[int, ...] | None]:
+    # Where as well as what: a folder that is set aside keeps its stamp.
+    return find_folder(path, manifest), stamp(path, manifest)
+
+
 def read_folder(path: str | Path, manifest: str, read: Callable[[Path], T]) -> T | None:
     """Read a folder that another process may be replacing.
 
@@ -119,20 +124,20 @@ def read_folder(path: str | Path, manifest: str, read: Callable[[Path], T]) -> T
         StoreError: If it is damaged, or was replaced again and again while it was read.
     """
     for _ in range(_ATTEMPTS):
-        before = stamp(path, manifest)
-        folder = find_folder(path, manifest)
+        before = _state(path, manifest)
+        folder = before[0]
         if folder is None:
-            if stamp(path, manifest) is None:
+            if _state(path, manifest) == before:
                 return None
             continue
         try:
             found = read(folder)
         except StoreError:
-            if stamp(path, manifest) == before:
+            if _state(path, manifest) == before:
                 raise
         else:
             # What was verified may have been replaced before it was read.
-            if stamp(path, manifest) == before:
+            if _state(path, manifest) == before:
                 return found
     raise StoreError(
         f"{path} was replaced {_ATTEMPTS} times while it was read; read it when its writer rests."

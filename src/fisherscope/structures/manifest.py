@@ -99,8 +99,8 @@ def read_signed(
     if not isinstance(body, dict) or body.get("format") != kind:
         raise StoreError(f"{path} is not of the format {kind!r}. Check the path.")
     found = body.get("format_version")
-    readable = isinstance(found, int) and all(n in migrations for n in range(found, version))
-    if not readable or found > version:
+    steps = range(found, version) if isinstance(found, int) else ()
+    if not isinstance(found, int) or found > version or any(n not in migrations for n in steps):
         raise StoreError(
             f"{path} has format version {found!r}, but this version of fisherscope reads "
             f"{version}. Use the version that wrote it, or make the folder again."
@@ -108,7 +108,7 @@ def read_signed(
     checksum = body.pop("checksum", None)
     if checksum != _checksum(body):
         raise StoreError(f"{path} was changed after it was written. {AGAIN}")
-    for number in range(found, version):
+    for number in steps:
         body = {**migrations[number](body), "format_version": number + 1}
     return body
 
