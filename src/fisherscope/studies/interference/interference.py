@@ -210,17 +210,18 @@ class _Study:
 
 
 def _labelled(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    parts = [
-        frame.rename(columns={"displacement": "by"}).assign(on=name)
-        for name, frame in frames.items()
-    ]
-    joined = pd.concat(parts, ignore_index=True)
-    return joined[["on", "by", *(c for c in joined.columns if c not in {"on", "by"})]]
+    parts = []
+    for name, frame in frames.items():
+        part = frame.rename(columns={"displacement": "by"})
+        part.insert(0, "on", name)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
 
 
 def _cells(found: Mapping[str, Damage], lengths: Mapping[str, float]) -> pd.DataFrame:
     cells = _labelled({name: item.table for name, item in found.items()})
-    return cells.assign(step_norm=cells["by"].map(lengths) * cells["scale"])
+    norms = [lengths[by] * t for by, t in zip(cells["by"], cells["scale"], strict=True)]
+    return cells.assign(step_norm=norms)
 
 
 def _asymmetry(found: Mapping[str, Damage], seed: int) -> pd.DataFrame:
@@ -243,11 +244,14 @@ def _asymmetry(found: Mapping[str, Damage], seed: int) -> pd.DataFrame:
 
 def _resampled(item: Damage, by: str, columns: list[str], seed: list[int]) -> np.ndarray:
     """A damage per token, the estimate first and then over resampled examples."""
-    frame = item.examples
-    frame = frame[(frame["displacement"] == by) & (frame["scale"] == 1.0)]
-    values = frame[columns].sum(axis=1, skipna=False).to_numpy(float)
-    tokens = frame["tokens"].to_numpy(float)
-    n = len(frame)
+    rows = [
+        row
+        for row in item.examples.to_dict("records")
+        if row["displacement"] == by and row["scale"] == 1.0
+    ]
+    values = np.array([sum(row[column] for column in columns) for row in rows])
+    tokens = np.array([row["tokens"] for row in rows], dtype=float)
+    n = len(rows)
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
     weights = np.concatenate([np.ones((1, n)), weights])
     return (weights @ values) / (weights @ tokens)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fisherscope.errors import IdentityError, StoreError
-from fisherscope.interruption import whole_batches
+from fisherscope.interruption import Noted, whole_batches
 from fisherscope.studies.percolation.orders import Ordering
 from fisherscope.studies.percolation.removal import Removal, replaced, without
 from fisherscope.studies.percolation.units import Units
@@ -72,7 +72,7 @@ class Bench:
         self._known: dict[str, Measured] = {INTACT: watch.intact}
         self._file = None if folder is None else folder / FILE
         self._progress, self._bar = progress, tqdm(disable=True)
-        self._interrupted = lambda: False
+        self._interrupted = Noted()
         if self._file is not None:
             self._open(self._file, identity)
 
@@ -131,8 +131,7 @@ class Bench:
     def _measure(self, key: str, gone: Callable[[], dict[str, Tensor]], change: Change) -> Measured:
         if key in self._known:
             return self._known[key]
-        if self._interrupted():
-            raise KeyboardInterrupt
+        self._interrupted.obey()
         start = time.monotonic()
         values = without(
             self.parameters,
@@ -147,8 +146,7 @@ class Bench:
         self._known[key] = found
         self._keep(key, found)
         self._bar.update()
-        if self._interrupted():
-            raise KeyboardInterrupt
+        self._interrupted.obey()
         return found
 
     def _keep(self, key: str, found: Measured) -> None:

@@ -66,7 +66,9 @@ def connectivity(graph: NeuronGraph, request: Request) -> tuple[pd.DataFrame, pd
     rng = np.random.default_rng((request.options.seed, 2))
     rows: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
-    for order in (o for o in request.options.orders if o in STRUCTURAL):
+    for order in STRUCTURAL:
+        if order not in request.options.orders:
+            continue
         for by in request.sources(order):
             places = [_places(graph, request, order, by, r) for r in _repeated(request, order)]
             runs = [

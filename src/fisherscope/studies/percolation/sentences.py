@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,14 +27,13 @@ def sentences(study: Percolation) -> list[str]:
 def _attack(study: Percolation) -> list[str]:
     """Fisher order against random order, for every model and task."""
     found = []
-    for key, rows in _groups(study.thresholds, ["model", "level", "on"]):
-        model, level, on = key
-        own = rows[(rows["by"] == on) & rows["order"].isin(["fisher", "obd"])]
-        ratios = own[(own["quantity"] == "attack_ratio") & (own["outcome"] == "ok")]
-        if ratios.empty:
+    for (model, level, on), rows in _groups(study.thresholds).items():
+        own = [r for r in rows if r["by"] == on and r["order"] in {"fisher", "obd"}]
+        ratios = [r for r in own if r["quantity"] == "attack_ratio" and r["outcome"] == "ok"]
+        if not ratios:
             continue
-        best = ratios.loc[ratios["value"].idxmax()]
-        at = own[(own["quantity"] == "midpoint") & (own["order"] == best["order"])].iloc[0]
+        best = max(ratios, key=lambda row: row["value"])
+        at = next(r for r in own if r["quantity"] == "midpoint" and r["order"] == best["order"])
         resolved = best["low"] > 1
         found.append((
             -float(best["value"]) if resolved else 0.0,
@@ -48,13 +48,15 @@ def _attack(study: Percolation) -> list[str]:
 def _spared(study: Percolation) -> list[str]:
     """Which order costs least."""
     found = []
-    for key, rows in _groups(study.thresholds, ["model", "level", "on"]):
-        model, level, on = key
-        own = rows[(rows["quantity"] == "robustness") & (rows["outcome"] == "ok")]
-        own = own[(own["by"] == on) | (own["by"] == "")]
+    for (model, level, on), rows in _groups(study.thresholds).items():
+        own = [
+            r
+            for r in rows
+            if r["quantity"] == "robustness" and r["outcome"] == "ok" and r["by"] in {on, ""}
+        ]
         if len(own) < 2:
             continue
-        best = own.loc[own["value"].idxmax()]
+        best = max(own, key=lambda row: row["value"])
         found.append(
             f"{_whose(study, model)}{on} survives the removal of {level}s longest in "
             f"{ORDER_NAMES[best['order']]} order: on average over all fractions "
@@ -65,11 +67,11 @@ def _spared(study: Percolation) -> list[str]:
 
 
 def _lost(study: Percolation) -> list[str]:
-    bad = study.intact[study.intact["outcome"] == "no_better_than_uninformed"]
     return [
         f"{_whose(study, row['model'])}{row['task']} is no better than uninformed when intact "
         f"({row['loss']:.3g} against {row['uninformed']:.3g} nats per token): it has no threshold."
-        for _, row in bad.iterrows()
+        for row in study.intact.to_dict("records")
+        if row["outcome"] == "no_better_than_uninformed"
     ]
 
 
@@ -97,13 +99,17 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.2g}%" if fraction < 0.995 else f"{100 * fraction:.3g}%"
 
 
-def _times(row: pd.Series) -> str:
+def _times(row: Mapping[str, Any]) -> str:
     return f"{row['value']:.3g} times [{row['low']:.3g}, {row['high']:.3g}]"
 
 
 def _whose(study: Percolation, model: str) -> str:
-    return "" if study.intact["model"].nunique() < 2 else f"{model}: "
+    return "" if len(set(study.intact["model"])) < 2 else f"{model}: "
 
 
-def _groups(frame: pd.DataFrame, keys: list[str]) -> list[tuple[Any, pd.DataFrame]]:
-    return [] if frame.empty else list(frame.groupby(keys, sort=False))
+def _groups(frame: pd.DataFrame) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    """The rows of each model, level and watched task."""
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in frame.to_dict("records"):
+        found.setdefault((row["model"], row["level"], row["on"]), []).append(row)
+    return found

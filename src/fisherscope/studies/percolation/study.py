@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -142,8 +142,9 @@ def percolation(
             task without data a ``TaskError``.
     """  # noqa: DOC502 (raised by callees)
     options = PercolationOptions(
-        levels=tuple(levels) if not isinstance(levels, str) else levels,
-        orders=tuple(orders) if not isinstance(orders, str) else orders,
+        # A single word stays whole, so that the check can name it instead of its letters.
+        levels=cast(Any, levels) if isinstance(levels, str) else tuple(levels),
+        orders=cast(Any, orders) if isinstance(orders, str) else tuple(orders),
         removal=removal,
         norm=norm,
         repetitions=repetitions,
@@ -184,8 +185,9 @@ def percolation(
         curves = _curves(bench, request, units)
         plane, line = _plane(bench, request, units)
         critical = _critical(bench, request, units)
-    empty = pd.DataFrame()
-    structural, joined = (empty, empty) if graph is None else connectivity(graph, request)
+    structural, joined = (
+        (pd.DataFrame(), pd.DataFrame()) if graph is None else connectivity(graph, request)
+    )
     tasks = watch.tasks
     frames = {
         "intact": intact_frame(watch, seed),
@@ -197,8 +199,10 @@ def percolation(
         "structural": structural,
         "structure": joined,
     }
+    for frame in frames.values():
+        frame.insert(0, MODEL, name)
     return Percolation(
-        **{key: frame.assign(model=name)[[MODEL, *frame]] for key, frame in frames.items()},
+        **frames,
         plan={name: plan},
         notes=notes,
         measured={name: tuple(curves)},
@@ -275,7 +279,8 @@ def _plane(
     weights = units["weight"]
     draws = min(_PLANE_DRAWS, options.repetitions)
     planes = []
-    for order, by in [*(("fisher", by) for by in request.by), ("random", ANY_TASK)]:
+    every: list[tuple[Order, str]] = [("fisher", by) for by in request.by]
+    for order, by in [*every, ("random", ANY_TASK)]:
         found = request.orderings(order, by, weights)
         orderings = (found * draws)[:draws] if order == "fisher" else found[:draws]
         planes.append(plane_curves(bench, weights, orderings, request.length, options.side))
