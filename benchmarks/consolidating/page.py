@@ -32,7 +32,7 @@ def write() -> None:
     """Put what has been measured between the page's markers."""
     parts: dict[str, Callable[[dict[str, Any]], str]] = {
         "digits": _digits,
-        "narrow": _digits,
+        "wide": _digits,
         "language": _language,
         "memory": _memory,
     }
@@ -49,7 +49,7 @@ def write() -> None:
 
 
 def _complete(name: str, known: dict[str, Any]) -> bool:
-    key = {"digits": "metrics", "narrow": "metrics", "language": "table"}.get(name)
+    key = {"digits": "metrics", "wide": "metrics", "language": "table"}.get(name)
     return bool(known) if key is None else key in known
 
 
@@ -68,10 +68,13 @@ def _digits(known: dict[str, Any]) -> str:
     for method, metrics in known["metrics"].items():
         found = {row["metric"]: row for row in metrics}
         strength = known["best"].get(method)
-        cells = [f"{found[m]['value']:.3f} ({found[m]['low']:.3f} to {found[m]['high']:.3f})"
-                 for m in METRICS]  # fmt: skip
+        cells = [_value(found[m]) if m in found else "–" for m in METRICS]
         rows.append([method, "–" if strength is None else f"{strength:g}", *cells])
     return _markdown(["method", "λ", *METRICS], rows) + "\n\n" + _paired(known)
+
+
+def _value(row: dict[str, Any]) -> str:
+    return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
 
 
 def _paired(known: dict[str, Any]) -> str:
@@ -82,7 +85,11 @@ def _paired(known: dict[str, Any]) -> str:
         return np.array([np.mean(runs[key]["matrix"][-1]) for key in sorted(runs)])
 
     said = []
-    for one, two in (("EWC", "naive"), ("EWC", "L2"), ("online EWC", "EWC"), ("joint", "EWC")):
+    pairs = (("EWC", "naive"), ("EWC", "L2"), ("online EWC", "naive"), ("online EWC", "L2"),
+             ("joint", "EWC"))  # fmt: skip
+    for one, two in pairs:
+        if one not in known["metrics"]:
+            continue
         values = final(one) - final(two)
         half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
         low, high = values.mean() - half, values.mean() + half
