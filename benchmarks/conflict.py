@@ -10,14 +10,12 @@ on lessons alone, once with some of them replaced by noise: tokens of training p
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
-import platform
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import table
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fisherscope.data import Example, read_jsonl
@@ -41,22 +38,27 @@ PAGE = ROOT / "docs" / "interference.md"
 MARKS = ("<!-- conflict: begin -->", "<!-- conflict: end -->")
 LENGTH, ROWS, LESSONS, NOISE, NOISE_LENGTH = 64, 60, 120, 40, 24
 REMOVED, SEEDS, BATCH = 40, 8, 8
+STUDIES = ("lessons and noise", "lessons", "cosines")
 SCHEDULE = Schedule(steps=40, peak=5e-4)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--demo", type=Path, default=ROOT / "runs" / "demo")
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=STUDIES)
     parser.add_argument("--page", action="store_true")
     chosen = parser.parse_args()
     if not chosen.page:
         torch.set_num_threads(1)
-        RESULTS.write_text(json.dumps(measure(chosen.demo)) + "\n")
+        known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        for name, found in measure(chosen.demo, chosen.studies):
+            known[name] = found
+            RESULTS.write_text(json.dumps(known) + "\n")
     table.write(PAGE, render(json.loads(RESULTS.read_text())) + "\n", MARKS)
 
 
-def measure(folder: Path) -> dict[str, Any]:
-    start = time.process_time()
+def measure(folder: Path, studies: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each study as soon as it is done."""
     demo = build(folder)
     tokenizer = AutoTokenizer.from_pretrained(demo.base)
     model = AutoModelForCausalLM.from_pretrained(demo.base).eval()
@@ -67,45 +69,26 @@ def measure(folder: Path) -> dict[str, Any]:
     corpora = read_corpora()
     lessons = sample(corpora.lessons, tokenizer, LESSONS + NOISE)
     noise = shuffled("\n".join(corpora.documents["prose"]), tokenizer, NOISE)
-    found = conflict(model, tasks, seed=0)
-    studies = {}
-    for name, rows in (("lessons", lessons), ("lessons and noise", [*lessons[NOISE:], *noise])):
-        result = removal(
-            model,
-            tasks["prose"],
-            rows,
-            held_out=tasks["qa"],
-            remove=REMOVED,
-            schedule=SCHEDULE,
-            batch_rows=BATCH,
-            seeds=tuple(range(SEEDS)),
-            arms=("conflicting",),
-            memory_limit="4GB",
-        )
-        studies[name] = study(result)
-    return plain({
-        "cosines": found.cosines,
-        "norms": found.norms,
-        "tests": found.tests,
-        "examples": found.examples.groupby(["on", "by", "metric"]).head(3),
-        "pairs": found.pairs.groupby(["on", "by", "metric"]).head(3),
-        "plan": found.plan.describe(),
-        "removal": studies,
-        "sizes": {
-            "tokens per row": LENGTH,
-            "rows of prose": ROWS,
-            "examples": LESSONS + NOISE,
-            "noise": NOISE,
-            "tokens of noise": NOISE_LENGTH,
-            "removed": REMOVED,
-            "seeds": SEEDS,
-            "batch": BATCH,
-            "schedule": dataclasses.asdict(SCHEDULE),
-        },
-        "cpu_seconds": round(time.process_time() - start),
-        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}, 1 thread",
-    })
+    for name in studies:
+        start = time.process_time()
+        if name == "cosines":
+            found = conflict(model, tasks)
+            content = {"cosines": found.cosines, "tests": found.tests}
+        else:
+            result = removal(
+                model,
+                tasks["prose"],
+                lessons if name == "lessons" else [*lessons[NOISE:], *noise],
+                held_out=tasks["qa"],
+                remove=REMOVED,
+                schedule=SCHEDULE,
+                batch_rows=BATCH,
+                seeds=tuple(range(SEEDS)),
+                arms=("conflicting",),
+                memory_limit="4GB",
+            )
+            content = study(result)
+        yield name, plain({**content, "cpu_seconds": round(time.process_time() - start)})
 
 
 def sample(rows: Sequence[dict[str, str]], tokenizer: Any, count: int) -> list[Example]:
@@ -143,9 +126,10 @@ def study(result: Removal) -> dict[str, Any]:
 
 
 def render(known: dict[str, Any]) -> str:
-    sizes = known["sizes"]
     rows, said = [], []
-    for name, one in known["removal"].items():
+    for name, one in known.items():
+        if name == "cosines":
+            continue
         found = {line["loss"]: line for line in one["differences"]}
         rows.append([name, *(_interval(found[loss]) for loss in ("on", "by"))])
         after = [run["loss_on"] for run in one["runs"] if run["arm"] == "random"]
@@ -155,12 +139,32 @@ def render(known: dict[str, Any]) -> str:
             f"out. Leaving out the most conflicting ones {_WORDS[found['on']['outcome']]}; the "
             f"loss of held-out questions {_OTHER[found['by']['outcome']]}."
         )
-    noisy = known["removal"]["lessons and noise"]["noise_among_first"]
-    said.append(
-        f"- Of the {sizes['removed']} most conflicting examples {noisy} are noise "
-        f"({sizes['noise']} of {sizes['examples']} are; by chance "
-        f"{sizes['removed'] * sizes['noise'] / sizes['examples']:.0f})."
+    if "lessons and noise" in known:
+        said.append(
+            f"- Of the {REMOVED} most conflicting examples "
+            f"{known['lessons and noise']['noise_among_first']} are noise ({NOISE} of "
+            f"{LESSONS + NOISE} are; by chance {REMOVED * NOISE / (LESSONS + NOISE):.0f})."
+        )
+    header = ["fine-tuned on", "loss of prose", "loss of held-out questions"]
+    seconds = ", ".join(
+        f"{name} {one['cpu_seconds']}" for name, one in known.items() if "cpu_seconds" in one
     )
+    return (
+        "Without the most conflicting examples minus without random ones, nats per token, mean "
+        f"over seeds with a paired 95% t-interval:\n\n{table.markdown(header, rows)}\n\n"
+        + "\n".join(said)
+        + _cosines(known.get("cosines"))
+        + f"\n\n{LESSONS + NOISE} examples (noise: {NOISE} rows of {NOISE_LENGTH} tokens of "
+        f"training prose in random order, in place of as many lessons), {REMOVED} left out, "
+        f"{SEEDS} seeds, {SCHEDULE.steps} steps of {BATCH} rows, AdamW at {SCHEDULE.peak:g}; "
+        f"conflicts in the natural metric; {ROWS} rows of prose, half to find conflicts and half "
+        f"to measure; rows cut to {LENGTH} tokens. One thread; seconds of CPU time: {seconds}."
+    )
+
+
+def _cosines(known: dict[str, Any] | None) -> str:
+    if known is None:
+        return ""
     pairs = [
         [
             f"{line['task_a']} and {line['task_b']}",
@@ -171,21 +175,8 @@ def render(known: dict[str, Any]) -> str:
         for line in known["cosines"]
         if line["scope"] == "all"
     ]
-    header = ["fine-tuned on", "loss of prose", "loss of held-out questions"]
-    return (
-        "Without the most conflicting examples minus without random ones, nats per token, mean "
-        f"over seeds with a paired 95% t-interval:\n\n{table.markdown(header, rows)}\n\n"
-        + "\n".join(said)
-        + "\n\nCosines of mean gradients at the base model, all layers:\n\n"
-        + table.markdown(["tasks", "metric", "cosine", "outcome"], pairs)
-        + f"\n\n{sizes['examples']} examples (noise: {sizes['noise']} rows of "
-        f"{sizes['tokens of noise']} tokens of training prose in random order, in place of as "
-        f"many lessons), {sizes['removed']} left out, {sizes['seeds']} seeds, "
-        f"{sizes['schedule']['steps']} steps of {sizes['batch']} rows, AdamW at "
-        f"{sizes['schedule']['peak']:g}; conflicts in the natural metric; "
-        f"{sizes['rows of prose']} rows of prose, half to find conflicts and half to measure; "
-        f"rows cut to {sizes['tokens per row']} tokens. {known['cpu_seconds']} s of CPU time; "
-        f"{known['machine']}."
+    return "\n\nCosines of mean gradients at the base model, all layers:\n\n" + table.markdown(
+        ["tasks", "metric", "cosine", "outcome"], pairs
     )
 
 
