@@ -26,7 +26,9 @@ def numbers(out):
 def test_a_run_leaves_what_it_promises(finished):
     # Would catch a missing file, a leftover temporary one, or an unreadable one.
     names = {p.name for p in finished.iterdir()}
-    assert names == {"config.yaml", "results.json", "report.html", "tables", "fisher"}
+    assert names == {
+        "checksums.json", "config.yaml", "results.json", "report.html", "tables", "fisher",
+    }  # fmt: skip
     assert {p.name for p in (finished / "fisher").iterdir()} == {"prose", "sums"}
     tables = {p.stem: pd.read_parquet(p) for p in (finished / "tables").iterdir()}
     assert {"tasks", "importance", "concentration", "similarity", "overlap", "damage"} <= set(
@@ -165,7 +167,7 @@ def test_several_models_side_by_side(run, model, other_model, tasks, tmp_path):
                  f"prose={tasks['prose']}", "--out", out, "--no-damage")  # fmt: skip
     assert "On prose, the loss of two" in result.stdout
     assert {p.name for p in out.iterdir()} == {
-        "config.yaml", "results.json", "report.html", "tables", "one", "two",
+        "checksums.json", "config.yaml", "results.json", "report.html", "tables", "one", "two",
     }  # fmt: skip
     results = json.loads((out / "results.json").read_text())
     assert results["reference"] == "one"

@@ -79,7 +79,7 @@ def test_the_instruct_model_is_trained_further(built):
 
 def test_the_same_settings_are_reused(built, monkeypatch):
     # Catches training for minutes at every call.
-    monkeypatch.setattr(module, "train", forbid)
+    monkeypatch.setattr(module, "fine_tune", forbid)
     again = build(built.base.parent.parent, steps=3, tuning_steps=2, progress=False)
     assert again.reused
     assert again.train_losses == built.train_losses
@@ -88,7 +88,7 @@ def test_the_same_settings_are_reused(built, monkeypatch):
 @pytest.mark.parametrize("change", [{"seed": 1}, {"steps": 4}, {"tuning_steps": 1}])
 def test_other_settings_are_not_reused(built, monkeypatch, change):
     # Catches a setting that is missing in the manifest.
-    monkeypatch.setattr(module, "train", forbid)
+    monkeypatch.setattr(module, "fine_tune", forbid)
     settings = {"steps": 3, "tuning_steps": 2, **change}
     with pytest.raises(AssertionError, match="trained again"):
         build(built.base.parent.parent, progress=False, **settings)
@@ -122,7 +122,7 @@ def test_global_random_state_is_left_alone(tmp_path, monkeypatch):
     assert np.random.get_state()[1].tolist() == states[2]
 
 
-@pytest.mark.parametrize("step", ["train_tokenizer", "new_model", "train", "_lessons"])
+@pytest.mark.parametrize("step", ["train_tokenizer", "new_model", "fine_tune", "_lessons"])
 def test_nothing_is_written_when_a_step_fails(tmp_path, monkeypatch, step):
     # Catches an empty folder or half a build that a later call trips over.
     monkeypatch.setattr(module, step, forbid)
@@ -163,7 +163,7 @@ def test_wrong_numbers_are_named(tmp_path, wrong):
 def test_a_folder_that_cannot_be_made_is_refused_before_training(tmp_path, monkeypatch):
     # Catches a minute of training for nothing.
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(module, "train", forbid)
+    monkeypatch.setattr(module, "fine_tune", forbid)
     with pytest.raises(StoreError, match="file"):
         build(tmp_path / "file" / "out", steps=1, tuning_steps=1, progress=False)
 

@@ -17,7 +17,7 @@ from fisherscope.naming import to_text
 DType = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 SPARSITY = 0.5
 # What stands in a run's folder beside the folders of its models.
-RESERVED = ("config.yaml", "results.json", "report.html", "fisher", "tables")
+RESERVED = ("checksums.json", "config.yaml", "results.json", "report.html", "fisher", "tables")
 LIKELIHOODS = ("auto", "causal-lm", "masked-lm", "classification", "regression")
 
 

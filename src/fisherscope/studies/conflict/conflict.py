@@ -82,7 +82,11 @@ class Conflict(Result):
             A sentence per pair of tasks, then how many examples were found harmful.
         """
         lines = []
-        plain = self.cosines[(self.cosines["metric"] == "plain") & (self.cosines["scope"] == "all")]
+        plain = [
+            row
+            for row in self.cosines.to_dict("records")
+            if row["metric"] == "plain" and row["scope"] == "all"
+        ]
         said = {
             "conflict": "point against each other",
             "aligned": "point the same way",
