@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
+from typing import cast
 
 from torch import Tensor
 
@@ -123,9 +124,8 @@ def check_tensors(name: str, value: object, wanted: str) -> None:
     Raises:
         ParameterError: If it is no mapping, a name is no text, or a value no tensor.
     """
-    if not isinstance(value, Mapping):
-        raise ParameterError(f"{name} is {_a(value)}; pass {wanted}.")
-    for key, tensor in value.items():
+    check_mapping(name, value, wanted)
+    for key, tensor in cast(Mapping[object, object], value).items():
         if not isinstance(key, str):
             raise ParameterError(f"{name} names {key!r}, {_a(key)}; names are text.")
         if not isinstance(tensor, Tensor):

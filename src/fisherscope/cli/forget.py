@@ -6,13 +6,11 @@ from typing import Any
 
 import click
 
-from fisherscope.cli.analyze import command_line
 from fisherscope.cli.failures import ClearCommand, mark_running
 from fisherscope.cli.options import run_config, run_options
+from fisherscope.cli.studying import leave
 from fisherscope.errors import ConfigError
-from fisherscope.metrics.run_folder import REPORT
-from fisherscope.metrics.study_run import begin_study, finish_study
-from fisherscope.report import summary, write_report
+from fisherscope.metrics.study_run import begin_study
 from fisherscope.studies.forgetting import forgetting
 from fisherscope.studies.forgetting.forgetting import POINTS, STRUCTURES, TUNED
 
@@ -55,24 +53,13 @@ def forget_command(
         batch_size=fisher.batch_size,
         progress=not quiet,
     )
-    results = finish_study(
-        run,
-        "forgetting",
-        "Forgetting",
-        found,
-        options={
-            "points": POINTS,
-            "structures": STRUCTURES,
-            "draws": fisher.draws,
-            "seed": fisher.seed,
-        },
-        command=command_line(),
-        report=write_report,
-    )
-    if not quiet:
-        click.echo(summary(results))
-        click.echo()
-    click.echo(f"Report: {run.out / REPORT}")
+    options = {
+        "points": POINTS,
+        "structures": STRUCTURES,
+        "draws": fisher.draws,
+        "seed": fisher.seed,
+    }
+    leave(run, "forgetting", "Forgetting", found, options, quiet=quiet)
 
 
 def _check(given: dict[str, Any]) -> None:

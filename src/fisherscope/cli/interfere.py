@@ -6,12 +6,11 @@ from typing import Any
 
 import click
 
-from fisherscope.cli.analyze import command_line, say
+from fisherscope.cli.analyze import say
 from fisherscope.cli.failures import ClearCommand, mark_running
 from fisherscope.cli.options import run_config, run_options
-from fisherscope.metrics.run_folder import REPORT
-from fisherscope.metrics.study_run import begin_study, finish_study
-from fisherscope.report import summary, write_report
+from fisherscope.cli.studying import leave
+from fisherscope.metrics.study_run import begin_study
 from fisherscope.studies.interference import interference
 from fisherscope.studies.interference.interference import SCALES, SMALL, STRUCTURES
 
@@ -60,16 +59,5 @@ def interfere_command(
         progress=not quiet,
         **options,
     )
-    results = finish_study(
-        run,
-        "interference",
-        "Interference between tasks",
-        found,
-        options={**options, "structures": STRUCTURES, "draws": fisher.draws, "seed": fisher.seed},
-        command=command_line(),
-        report=write_report,
-    )
-    if not quiet:
-        click.echo(summary(results))
-        click.echo()
-    click.echo(f"Report: {run.out / REPORT}")
+    record = {**options, "structures": STRUCTURES, "draws": fisher.draws, "seed": fisher.seed}
+    leave(run, "interference", "Interference between tasks", found, record, quiet=quiet)

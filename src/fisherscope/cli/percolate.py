@@ -6,16 +6,15 @@ from typing import Any
 
 import click
 
-from fisherscope.cli.analyze import command_line, say
+from fisherscope.cli.analyze import say
 from fisherscope.cli.failures import ClearCommand, mark_running
 from fisherscope.cli.options import run_config, run_options
+from fisherscope.cli.studying import leave
 from fisherscope.data import halves
 from fisherscope.errors import ConfigError
 from fisherscope.estimation import estimate
 from fisherscope.metrics.estimating import estimate_options
-from fisherscope.metrics.run_folder import REPORT
-from fisherscope.metrics.study_run import begin_study, finish_study
-from fisherscope.report import summary, write_report
+from fisherscope.metrics.study_run import begin_study
 from fisherscope.studies.percolation import percolation
 from fisherscope.studies.percolation.orders import ORDERS
 from fisherscope.studies.percolation.removal import REMOVALS
@@ -102,16 +101,5 @@ def percolate_command(
         on_plan=None if quiet else lambda plan: say(str(plan)),
         **options,
     )
-    results = finish_study(
-        run,
-        "percolation",
-        "Percolation",
-        found,
-        options={**options, "seed": run.config.fisher.seed},
-        command=command_line(),
-        report=write_report,
-    )
-    if not quiet:
-        click.echo(summary(results))
-        click.echo()
-    click.echo(f"Report: {run.out / REPORT}")
+    record = {**options, "seed": run.config.fisher.seed}
+    leave(run, "percolation", "Percolation", found, record, quiet=quiet)

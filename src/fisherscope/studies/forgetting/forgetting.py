@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from fisherscope.analysis.damage import Damage, damage
 from fisherscope.analysis.outcomes import outcomes
+from fisherscope.analysis.step_damage import resamples
 from fisherscope.data import batches
 from fisherscope.defaults import DEFAULTS, FisherConfig
 from fisherscope.engine.displace import displaced
 from fisherscope.errors import ParameterError, TaskError
 from fisherscope.preparation import Prepared, prepare
-from fisherscope.studies.calibration import ENDS, RESAMPLES, calibrate_by_scale, points_of
+from fisherscope.studies.calibration import ENDS, calibrate_by_scale, points_of
 from fisherscope.studies.displacement import displacement, norm
 from fisherscope.studies.forgetting.result import Forgetting
 from fisherscope.studies.parts import stored_fishers, summed_by_layer
@@ -167,9 +168,7 @@ class _Study:
         }
         seen = outcomes(self.base, prepared.likelihood, groups, states)
         before = seen.pop("")
-        rng = np.random.default_rng(self.config.seed)
-        n = len(before)
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+        weights = resamples(len(before), self.config.seed)
         table = {
             row["displacement"]: row
             for row in predicted.table.to_dict("records")

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from fisherscope.analysis.damage import Damage, damage
 from fisherscope.analysis.descent import descent_step
+from fisherscope.analysis.step_damage import resamples
 from fisherscope.data import Example, halves
 from fisherscope.defaults import DEFAULTS, FisherConfig
 from fisherscope.errors import ParameterError, TaskError
 from fisherscope.preparation import prepare
-from fisherscope.studies.calibration import ENDS, RESAMPLES, Point, calibrate_by_scale, points_of
+from fisherscope.studies.calibration import ENDS, Point, calibrate_by_scale, points_of
 from fisherscope.studies.conflict import Conflict, conflict
 from fisherscope.studies.conflict.conflict import MEMORY
 from fisherscope.studies.displacement import norm
@@ -252,8 +253,7 @@ def _resampled(item: Damage, by: str, columns: list[str], seed: list[int]) -> np
     values = np.array([sum(row[column] for column in columns) for row in rows])
     tokens = np.array([row["tokens"] for row in rows], dtype=float)
     n = len(rows)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    weights = np.concatenate([np.ones((1, n)), weights])
+    weights = np.concatenate([np.ones((1, n)), resamples(n, seed)])
     return (weights @ values) / (weights @ tokens)
 
 
