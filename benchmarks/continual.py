@@ -1,7 +1,7 @@
 """Old tasks kept while new ones are learnt: permuted digits, and a language model's fine-tuning.
 
     python benchmarks/continual.py                  # what is missing; rewrites docs/continual.md
-    python benchmarks/continual.py --only digits    # one of digits, wide, language, memory
+    python benchmarks/continual.py --only digits    # one of digits, narrow, language, memory
     python benchmarks/continual.py --page           # tables and plots from results/continual-*.json
 
 Figures are kept as soon as they are measured: interrupted, the same command goes on with what
@@ -23,7 +23,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-PARTS = ("digits", "wide", "language", "memory")
+PARTS = ("digits", "narrow", "language", "memory")
 
 
 def log(text: str) -> None:
@@ -58,15 +58,10 @@ def main() -> None:
 
 
 def _measure(part: str, known: dict[str, Any], save: Any) -> None:
-    if part == "digits":
+    if part in ("digits", "narrow"):
         from consolidating import digits
 
-        digits.measure(known, save, log)
-    elif part == "wide":
-        from consolidating import digits
-
-        tuned = json.loads((RESULTS / "continual-digits.json").read_text())["best"]
-        digits.measure_wide(known, tuned, save, log)
+        digits.measure(known, digits.WIDTHS[part], save, log)
     elif part == "language":
         from consolidating import language
 

@@ -32,7 +32,7 @@ def write() -> None:
     """Put what has been measured between the page's markers."""
     parts: dict[str, Callable[[dict[str, Any]], str]] = {
         "digits": _digits,
-        "wide": _digits,
+        "narrow": _digits,
         "language": _language,
         "memory": _memory,
     }
@@ -49,7 +49,7 @@ def write() -> None:
 
 
 def _complete(name: str, known: dict[str, Any]) -> bool:
-    key = {"digits": "metrics", "wide": "metrics", "language": "table"}.get(name)
+    key = {"digits": "metrics", "narrow": "metrics", "language": "table"}.get(name)
     return bool(known) if key is None else key in known
 
 
@@ -101,16 +101,17 @@ def _paired(known: dict[str, Any]) -> str:
 def _language(known: dict[str, Any]) -> str:
     rows = []
     for row in known["table"]:
-        saved = row["saved"]
-        cells = [
+        plain = row["method"] == "plain"
+        rows.append([
             f"{100 * row['share']:.0f}%",
             row["method"],
-            "–" if row["method"] == "plain" else f"{known['best'][row['method']]:g}",
+            "–" if plain else f"{row['strength']:g}",
             _interval(row),
-            "–" if row["method"] == "plain" else _interval(saved),
-        ]
-        rows.append(cells)
-    header = ["new task learnt", "method", "λ", "old loss, increase", "saved against plain"]
+            "–" if plain else _interval(row["saved"]),
+            _interval(row["against_L2"]) if "against_L2" in row else "–",
+        ])
+    header = ["new task learnt", "method", "λ", "old loss, increase", "saved against plain",
+              "saved against L2"]  # fmt: skip
     return _markdown(header, rows)
 
 
@@ -161,17 +162,17 @@ def _draw_digits(axis: Any, known: dict[str, Any]) -> None:
 
 
 def _draw_language(axis: Any, known: dict[str, Any]) -> None:
-    for method, strength in known["best"].items():
-        label = method
-        for key, curve in known["runs"].items():
-            name, used, seed = key.rsplit(" ", 2)
-            if name != method or float(used) != strength or int(seed) >= 100:
-                continue
-            colour, mark = LOOKS[method]
-            old = [(point["code"] + point["prose"]) / 2 for point in curve]
-            new = [point["qa"] for point in curve]
-            axis.plot(new, old, color=colour, marker=mark, markersize=4, label=label)
-            label = None
+    for key, curve in known["runs"].items():
+        method, strength, seed = key.rsplit(" ", 2)
+        colour, mark = LOOKS[method]
+        old = [(point["code"] + point["prose"]) / 2 for point in curve]
+        new = [point["qa"] for point in curve]
+        strong = float(strength) > 10
+        named = method if method == "plain" else f"{method}, λ = {strength}"
+        axis.plot(
+            new, old, color=colour, marker=mark, markersize=3, linewidth=1,
+            linestyle="--" if strong else "-", label=named if seed == "0" else None,
+        )  # fmt: skip
     axis.invert_xaxis()
     axis.set_xlabel("loss of the new task (learning →)")
     axis.set_ylabel("mean loss of the old tasks")
