@@ -26,7 +26,7 @@ from fisherscope.structures.manifest import read_signed
 
 CARD = "README.md"
 # The error of the HTTP library underneath, which is another one from version to version.
-_TRANSPORT = HfHubHTTPError.__bases__
+_TRANSPORT: tuple[type[BaseException], ...] = HfHubHTTPError.__bases__  # type: ignore[assignment]
 # What a repository that was just made may hold.
 _BARE = {CARD, ".gitattributes"}
 # Nothing else is downloaded, whatever else a repository holds.
