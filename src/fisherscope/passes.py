@@ -194,14 +194,21 @@ class Pass:
         return True
 
     def _score(self, sweep: Sweep, group: list[Example]) -> None:
-        target = self.accumulator
-        if self.prepared.config.on_nonfinite == "skip":
-            target = self._accumulator()
-        norms, bad = self._pass(sweep, group, target)
-        if bad and target is self.accumulator:
+        skips, target = self.prepared.config.on_nonfinite == "skip", self.accumulator
+        # What may have to be thrown away is summed apart.
+        apart = skips or self.prepared.coverage.scale is not None
+        overflow = True
+        while overflow:
+            if apart:
+                target = self._accumulator()
+            norms, bad, overflow = self._pass(sweep, group, target)
+            overflow = overflow and sweep.lower_scale()
+        if bad and not skips:
+            low = self.prepared.coverage.scale is not None
             raise NonFiniteError(
-                f"the loss or the score of example {', '.join(map(repr, bad[:5]))} is not finite; "
-                "look at this example, use fp32 weights, or pass on_nonfinite='skip'"
+                f"the loss or the score of example {', '.join(map(repr, bad[:5]))} is not finite"
+                f"{', whatever the loss is scaled by' if low else ''}; look at this example, use "
+                f"{'bf16 or fp32' if low else 'fp32'} weights, or pass on_nonfinite='skip'"
             )
         if bad and len(group) > 1:
             for example in group:
@@ -225,8 +232,9 @@ class Pass:
             close=target.close,
         )
         norms = target.batch_norms()
-        finite = np.isfinite(norms).all((0, 2)) & torch.isfinite(loss).cpu().numpy()
-        return norms, [e.id for e, good in zip(group, finite, strict=True) if not good]
+        scores, losses = np.isfinite(norms).all((0, 2)), torch.isfinite(loss).cpu().numpy()
+        bad = [e.id for e, good in zip(group, scores & losses, strict=True) if not good]
+        return norms, bad, bool((losses & ~scores).any())
 
     def _fisher(self) -> Fisher:
         p, config = self.prepared, self.prepared.config
