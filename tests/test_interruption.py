@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import fisherscope as fs
+from fisherscope.engine.observer import Observer
 from oracles import models, rows
 from oracles.runs import Stop, estimate, passes, poisoned, same, stop_at
 
@@ -274,3 +275,42 @@ def test_what_halving_does_not_help_is_raised(rows, error, options):
     case.model.register_forward_pre_hook(hook)
     with pytest.raises(type(error), match=str(error)):
         estimate(case, case.rows, batch_size=6, **options)
+
+
+def fail_within(monkeypatch, limit: int, error: Exception, before: int = 0) -> list[int]:
+    """Run out of memory in the middle of the backward pass of larger batches."""
+    sizes: list[int] = []
+    emit = Observer._emit
+
+    def failing(self, sink, name, score, rows, draw):
+        if self._batch > limit and name == "first.weight" and len(sizes) >= before:
+            raise error
+        if name == "first.weight":
+            sizes.append(self._batch)
+        emit(self, sink, name, score, rows, draw)
+
+    monkeypatch.setattr(Observer, "_emit", failing)
+    return sizes
+
+
+# Planted: halves added to what the failed batch had left in the sums (no _back); the batches
+# before it forgotten; those that are saved counted twice (saved taken for 0). Scores of the head
+# are in the sums already when the first layer's fail.
+@pytest.mark.parametrize("saved", [None, 1, 2])
+@pytest.mark.parametrize(
+    ("structure", "before"),
+    [("diagonal", 4), ("kfac(sharing=reduce)", 4), ("ekfac", 4), ("ekfac", 9), ("dense", 4)],
+)
+def test_out_of_memory_in_a_backward_pass_halves_the_batch(
+    tmp_path, monkeypatch, structure, before, saved
+):
+    case = models.fresh("mlp")
+    more = rows.points(8, (5,), classes=4, seed=3)
+    data = [*case.rows, *(rows.Row(f"more-{row.id}", row.inputs, row.labels) for row in more)]
+    whole = estimate(models.case("mlp"), data, structure=structure)
+    # One batch verifies the rules, and five are a pass: the fourth of one of them fails.
+    sizes = fail_within(monkeypatch, 2, torch.OutOfMemoryError("CUDA out of memory"), before)
+    place = None if saved is None else fs.Checkpoint(tmp_path / "state", batches=saved)
+    found = estimate(case, data, structure=structure, batch_size=3, checkpoint=place)
+    same(found, whole)
+    assert sizes[before - 1] == 3 and max(sizes[before:]) == 2

@@ -47,6 +47,7 @@ from fisherscope.errors import (
     TaskError,
 )
 from fisherscope.estimation import estimate
+from fisherscope.integrations.hub import from_hub, push_to_hub
 from fisherscope.metrics.base import FisherBase
 from fisherscope.metrics.bombshell import BombshellMetrics
 from fisherscope.metrics.modularity import ExtendedModularityMetrics, ModularityMetrics
@@ -99,10 +100,12 @@ __all__ = [
     "Plan",
     "SquaredGradients",
     "estimate",
+    "from_hub",
     "from_optimizer",
     "load",
     "operator",
     "plan",
+    "push_to_hub",
     # data
     "Example",
     "examples",

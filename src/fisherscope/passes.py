@@ -61,7 +61,8 @@ class Pass:
         if self.earlier is not None:
             known = {*self.earlier.ledger.ids, *self.earlier.skipped}
         self.left = self._rounds([e for e in self.examples if e.id not in known])
-        self.saved = 0
+        self.saved = 0  # batches that are in the sums last written
+        self.written = self.earlier is not None and self.ranks.first
         self.largest = len(self.examples)  # batch that fits into memory, as far as is known
 
     def _opened(self) -> Accumulator:
@@ -151,7 +152,7 @@ class Pass:
         checkpoint = self.checkpoint
         if checkpoint is not None:
             self.ranks.once(lambda: fisher.save(checkpoint.path))
-            self.saved = len(self.parts)
+            self.saved, self.written = len(self.parts), self.ranks.first
 
     def _joined(self) -> Fisher:
         """The Fisher over the examples of all ranks, on each of them."""
@@ -168,7 +169,7 @@ class Pass:
     def _part(self) -> None:
         """What was joined stays with the first rank; the others begin again from nothing."""
         if not self.ranks.first:
-            self.parts, self.skipped = [], []
+            self.parts, self.skipped, self.saved = [], [], 0
             for total in self.accumulator.sums.values():
                 total.zero_()
         self.accumulator.complete = True
@@ -177,31 +178,49 @@ class Pass:
         """Take the scores of a batch, in halves if memory runs out."""
         if len(group) <= self.largest and self._fits(sweep, group):
             return
-        self.largest = min(self.largest, (len(group) + 1) // 2)
         middle = (len(group) + 1) // 2
+        self.largest = min(self.largest, middle)
+        if not self.accumulator.complete:
+            self._back(sweep)
         self._batch(sweep, group[:middle])
         self._batch(sweep, group[middle:])
+
+    def _back(self, sweep: Sweep) -> None:
+        """Half a batch can't be taken out of the sums: go on from those last written again."""
+        self.parts, again = self.parts[: self.saved], self.parts[self.saved :]
+        del self.accumulator  # before the new one takes the same memory
+        self.accumulator = self._accumulator()
+        if self.checkpoint is not None and self.written:
+            self.accumulator.resume(load(self.checkpoint.path).sums)
+        for group, _ in again:
+            self._batch(sweep, group)
 
     def _fits(self, sweep: Sweep, group: list[Example]) -> bool:
         try:
             self._score(sweep, group)
         except (MemoryError, RuntimeError) as error:
-            # Half a batch in the sums can't be taken out, and half a batch is another unit.
-            halves = len(group) > 1 and self.prepared.config.unit != "batch"
-            if not (_out_of_memory(error) and halves and self.accumulator.complete):
+            halves = len(group) > 1 and self.prepared.config.unit != "batch"  # another unit
+            if not (_out_of_memory(error) and halves):
                 raise
             return False
         return True
 
     def _score(self, sweep: Sweep, group: list[Example]) -> None:
-        target = self.accumulator
-        if self.prepared.config.on_nonfinite == "skip":
-            target = self._accumulator()
-        norms, bad = self._pass(sweep, group, target)
-        if bad and target is self.accumulator:
+        skips, target = self.prepared.config.on_nonfinite == "skip", self.accumulator
+        # What may have to be thrown away is summed apart.
+        apart = skips or self.prepared.coverage.scale is not None
+        overflow = True
+        while overflow:
+            if apart:
+                target = self._accumulator()
+            norms, bad, overflow = self._pass(sweep, group, target)
+            overflow = overflow and sweep.lower_scale()
+        if bad and not skips:
+            low = self.prepared.coverage.scale is not None
             raise NonFiniteError(
-                f"the loss or the score of example {', '.join(map(repr, bad[:5]))} is not finite; "
-                "look at this example, use fp32 weights, or pass on_nonfinite='skip'"
+                f"the loss or the score of example {', '.join(map(repr, bad[:5]))} is not finite"
+                f"{', whatever the loss is scaled by' if low else ''}; look at this example, use "
+                f"{'bf16 or fp32' if low else 'fp32'} weights, or pass on_nonfinite='skip'"
             )
         if bad and len(group) > 1:
             for example in group:
@@ -225,8 +244,9 @@ class Pass:
             close=target.close,
         )
         norms = target.batch_norms()
-        finite = np.isfinite(norms).all((0, 2)) & torch.isfinite(loss).cpu().numpy()
-        return norms, [e.id for e, good in zip(group, finite, strict=True) if not good]
+        scores, losses = np.isfinite(norms).all((0, 2)), torch.isfinite(loss).cpu().numpy()
+        bad = [e.id for e, good in zip(group, scores & losses, strict=True) if not good]
+        return norms, bad, bool((losses & ~scores).any())
 
     def _fisher(self) -> Fisher:
         p, config = self.prepared, self.prepared.config

@@ -68,7 +68,7 @@ class Prepared:
         known = self.coverage
         reasons = {n: known.text[n].removeprefix(f"{SLOW}: ") for n in known.slow} | dict(names)
         coverage = bind(self.model, self.parameters, known.head, reasons, known.single, known.width)
-        coverage = replace(coverage, shared=known.shared)
+        coverage = replace(coverage, shared=known.shared, scale=known.scale)
         return replace(self, coverage=coverage)
 
     def only(self, names: Collection[str]) -> Prepared:

@@ -32,6 +32,8 @@ class Coverage:
         factored: Weights whose every use is a product with a matrix of inputs, so that they
             have Kronecker factors, to the bias of the same layer or ``None``.
         shared: Groups of such weights that are called with the very same input.
+        scale: What the backward pass of a model that computes in fp16 is multiplied by at first,
+            see :func:`fisherscope.engine.formats.first_scale`; ``None`` for others.
     """
 
     rules: list[BoundRule]
@@ -43,6 +45,7 @@ class Coverage:
     width: int = 0
     factored: dict[str, str | None] = field(default_factory=dict)
     shared: tuple[tuple[str, ...], ...] = ()
+    scale: float | None = None
 
     def only(self, names: Collection[str]) -> Coverage:
         """The same for some of the parameters.

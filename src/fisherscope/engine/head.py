@@ -134,7 +134,7 @@ class PlainHead:
             output: The model's output, in the graph.
             targets: Aligned targets [batch, ...].
             wanted: What takes the place of the data's labels; nothing: the data's.
-            observer: Unused here.
+            observer: Tells the scale of the cotangents.
             sink: Unused here.
             first: Unused here.
             losses_only: Unused here.
@@ -142,7 +142,7 @@ class PlainHead:
         Returns:
             The summed loss of each example for the data's labels [batch], and the sets.
         """
-        del observer, sink, first, losses_only
+        del sink, first, losses_only
         output = self.likelihood.outputs(output, targets)
         width = output.shape[-1]
         rows = output.detach().reshape(-1, width)
@@ -152,7 +152,9 @@ class PlainHead:
         loss, sets = self.likelihood.evaluate(rows, flat, flattened)
         loss = loss.reshape(targets.shape[0], -1).sum(1)
         return loss, [
-            LabelSet(labels.reshape(targets.shape), derivative.reshape(output.shape))
+            LabelSet(
+                labels.reshape(targets.shape), _scaled(derivative, observer).reshape(output.shape)
+            )
             for labels, derivative in sets
         ]
 
@@ -196,7 +198,7 @@ class FusedHead:
             output: Hidden states [batch, positions, features], in the graph.
             targets: Aligned targets [batch, positions].
             wanted: What takes the place of the data's labels; nothing: the data's.
-            observer: Pairs a tied head with its embedding.
+            observer: Pairs a tied head with its embedding; tells the scale of the cotangents.
             sink: Receives the head's scores.
             first: Number of the first set of labels. Default: 0.
             losses_only: Make no cotangents and no scores. Default: ``False``.
@@ -228,7 +230,8 @@ class FusedHead:
                 self._contribute(
                     hidden[rows], derivative, index, rows, first + draw, observer, sink
                 )
-                moved = torch.matmul(derivative.to(hidden.dtype), self.module.weight.detach())
+                scaled = _scaled(derivative, observer).to(hidden.dtype)
+                moved = torch.matmul(scaled, self.module.weight.detach())
                 _scatter(cotangents[draw][rows], moved, index)
                 if index is None:
                     labels[draw][rows] = drawn
@@ -286,6 +289,10 @@ class FusedHead:
             observer.deliver(self.names["weight"], score, rows, draw, sink)
         if "bias" in self.names:
             observer.deliver(self.names["bias"], VectorScore(derivative), rows, draw, sink)
+
+
+def _scaled(derivative: Tensor, observer: Observer) -> Tensor:
+    return derivative if observer.scale == 1.0 else derivative * observer.scale
 
 
 def _gather(hidden: Tensor, index: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fisherscope.engine.formats import unscaled
 from fisherscope.engine.layers import Rule, TappedRule, UnexpectedShapeError
 from fisherscope.engine.probe import watch
 from fisherscope.engine.scores import EmbeddingScore, MatrixScore, Score, cross_rows
@@ -99,6 +100,7 @@ class Observer:
         failures: Requested name to reason, for uses that a rule could not describe; when
             it is not empty after a pass, what the sink received is incomplete.
         called: Names whose module was called at least once.
+        scale: What the cotangents are multiplied by; scores are divided by it again.
     """
 
     def __init__(self, rules: Sequence[BoundRule]):
@@ -109,6 +111,7 @@ class Observer:
         self._anchor = torch.zeros((), requires_grad=True)
         self.failures: dict[str, str] = {}
         self.called: set[str] = set()
+        self.scale = 1.0
         self._uses: dict[str, _Uses] = {}
         self._extent = Extent(0, None, False)
         self._batch = 0
@@ -232,7 +235,8 @@ class Observer:
 
         Args:
             output: What the forward pass returned, part of the graph.
-            cotangent: Derivative of the summed loss with respect to ``output``.
+            cotangent: ``scale`` times the derivative of the summed loss with respect to
+                ``output``.
             draw: Number of the set of labels, handed to the sink.
             sink: Receives (name, score, rows of the batch, draw).
             retain: Whether another backward pass over the same graph follows.
@@ -275,7 +279,8 @@ class Observer:
                 if len(bound.layouts) > 1:
                     raise UnexpectedShapeError("its input changes its layout between batches")
             with torch.no_grad():
-                for local, score in bound.rule.scores(saved, gradient.detach(), self._batch):
+                gradient = unscaled(gradient.detach(), self.scale)
+                for local, score in bound.rule.scores(saved, gradient, self._batch):
                     if local in bound.names:
                         self._arrive(bound.names[local], score)
         except UnexpectedShapeError as error:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fisherscope.data import Batch
+from fisherscope.engine.contraction import at_least_fp32
+from fisherscope.engine.formats import unscaled
 from fisherscope.engine.head import call_model
 from fisherscope.engine.probe import anchored
 from fisherscope.engine.quantised import movable
@@ -21,6 +23,7 @@ def one_by_one(
     batch: Batch,
     labels: Sequence[tuple[Tensor, Wanted | None]],
     parameters: dict[str, nn.Parameter],
+    scale: float = 1.0,
 ) -> Iterator[dict[str, Tensor]]:
     """Plain autograd for one example: the exact path of every parameter without a rule.
 
@@ -30,9 +33,11 @@ def one_by_one(
         batch: A batch of one.
         labels: Targets, and what takes their place if anything; one entry per backward pass.
         parameters: Name to parameter.
+        scale: What the backward passes are multiplied by. Default: ``1.0``.
 
     Yields:
-        Name to gradient of the summed loss, one dictionary per entry of ``labels``.
+        Name to gradient of the summed loss, fp32 or better, without the scale; one dictionary
+        per entry of ``labels``.
     """
     for parameter in parameters.values():
         parameter.requires_grad_(True)
@@ -51,13 +56,14 @@ def one_by_one(
             # Not autograd.grad: reentrant checkpointing supports only backward().
             if output.requires_grad:
                 output.backward(
-                    derivative.reshape(output.shape).to(output.dtype),
+                    (derivative * scale).reshape(output.shape).to(output.dtype),
                     retain_graph=number < len(labels) - 1,
                 )
             gradients = {}
             for name, parameter in parameters.items():
                 g = parameter.grad
-                gradients[name] = torch.zeros_like(parameter) if g is None else g
+                g = torch.zeros_like(parameter) if g is None else g
+                gradients[name] = at_least_fp32(unscaled(g, scale))
                 parameter.grad = None
             yield gradients
     finally:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fisherscope.data import Batch, Example, keyed_uniforms
 from fisherscope.engine.coverage import Coverage
+from fisherscope.engine.formats import next_scale
 from fisherscope.engine.head import call_model, make_batch
 from fisherscope.engine.layers import UnexpectedShapeError
 from fisherscope.engine.observer import Extent, Observer, Sink
@@ -76,6 +77,7 @@ class Sweep:
         self.likelihood = likelihood
         self.coverage = coverage
         self.observer = Observer(coverage.rules)
+        self.observer.scale = coverage.scale or 1.0
         self._stack = ExitStack()
         self.device = next(model.parameters()).device
 
@@ -87,6 +89,18 @@ class Sweep:
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
+
+    def lower_scale(self) -> bool:
+        """Multiply later backward passes by less, after gradients have overflowed.
+
+        Returns:
+            Whether there is a smaller scale to try; ``False`` for models without fp16.
+        """
+        lower = next_scale(self.observer.scale) if self.coverage.scale is not None else None
+        if lower is None:
+            return False
+        self.observer.scale = lower
+        return True
 
     def run(
         self,
@@ -251,7 +265,8 @@ class Sweep:
                 return x[n : n + 1, : width[0]] if self.likelihood.tokenwise else x[n : n + 1]
 
             labels = [(own(one), what and what.map(own)) for _, one, what in used]
-            found = one_by_one(self.model, self.likelihood, batch, labels, self.coverage.slow)
+            slow, scale = self.coverage.slow, self.observer.scale
+            found = one_by_one(self.model, self.likelihood, batch, labels, slow, scale)
             for (number, _, _), gradients in zip(used, found, strict=True):
                 for name, gradient in gradients.items():
                     score = DenseScore(1, lambda _, g=gradient: g.unsqueeze(0))

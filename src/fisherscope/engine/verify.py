@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fisherscope.data import Example
 from fisherscope.engine.coverage import Coverage, bind
+from fisherscope.engine.formats import coarsest, first_scale, formats_used, next_scale
 from fisherscope.engine.head import FusedHead, Head, PlainHead, call_model, make_batch
 from fisherscope.engine.layers import UnexpectedShapeError
 from fisherscope.engine.observer import Observer
@@ -51,21 +52,26 @@ def cover(
     Returns:
         A coverage that agreed with autograd on two examples.
     """
-    with undisturbed(model), torch.no_grad():
+    with undisturbed(model), torch.no_grad(), formats_used(model) as formats:
         width = call_model(model, make_batch(model, examples[:1])).shape[-1]
     likelihood.check_width(examples, width)
-    pair, reference = _reference(model, likelihood, examples, requested)
+    scale, dtype = first_scale(formats), coarsest(formats)
+    pair, reference = _reference(model, likelihood, examples, requested, scale)
+    while reference is None and (lower := next_scale(scale)) is not None:
+        scale = lower
+        pair, reference = _reference(model, likelihood, examples, requested, scale)
     with undisturbed(model):
-        single = _depends_on_batch(model, likelihood, pair)
+        single = _depends_on_batch(model, likelihood, pair, dtype)
         head = _head(model, likelihood, pair[0], requested)
     if reference is None:
         reason = "the model's scores are not finite on the examples tried"
-        return bind(model, requested, head, dict.fromkeys(requested, reason), single, width)
-    slow: dict[str, str] = {}
+        slow = dict.fromkeys(requested, reason)
+        return replace(bind(model, requested, head, slow, single, width), scale=scale)
+    slow = {}
     while True:
-        coverage = bind(model, requested, head, slow, single, width)
+        coverage = replace(bind(model, requested, head, slow, single, width), scale=scale)
         seen = SharedInputs()
-        found, called = _disagreements(model, likelihood, coverage, pair, reference, seen)
+        found, called = _disagreements(model, likelihood, coverage, pair, reference, seen, dtype)
         if not found:
             idle = {n for n in requested if n not in called and n not in coverage.slow}
             if not idle:
@@ -92,6 +98,7 @@ def _reference(
     likelihood: Likelihood,
     examples: Sequence[Example],
     requested: dict[str, nn.Parameter],
+    scale: float | None,
 ) -> tuple[list[Example], dict[str, Tensor] | None]:
     """Two examples with finite scores, and their summed squares from autograd."""
     candidates = _candidates(likelihood, examples)
@@ -100,13 +107,11 @@ def _reference(
     with undisturbed(model):
         for example in candidates:
             batch = make_batch(model, [example])
-            (gradients,) = one_by_one(
-                model, likelihood, batch, [(likelihood.targets(batch), None)], requested
-            )
+            labels = [(likelihood.targets(batch), None)]
+            (gradients,) = one_by_one(model, likelihood, batch, labels, requested, scale or 1.0)
             if not all(bool(torch.isfinite(g).all()) for g in gradients.values()):
                 continue
             for name, g in gradients.items():
-                g = g if g.dtype == torch.float64 else g.float()
                 squares = totals.get(name)
                 totals[name] = g.square() if squares is None else squares.addcmul_(g, g)
             pair.append(example)
@@ -115,7 +120,9 @@ def _reference(
     return (pair, totals) if pair else (candidates[:2], None)
 
 
-def _depends_on_batch(model: nn.Module, likelihood: Likelihood, pair: Sequence[Example]) -> bool:
+def _depends_on_batch(
+    model: nn.Module, likelihood: Likelihood, pair: Sequence[Example], dtype: torch.dtype
+) -> bool:
     """Whether the model sees an example differently in a batch than alone."""
 
     def losses(examples: Sequence[Example]) -> Tensor:
@@ -132,7 +139,6 @@ def _depends_on_batch(model: nn.Module, likelihood: Likelihood, pair: Sequence[E
             together = losses(pair)
         except (RuntimeError, ValueError, TypeError):
             return True
-    dtype = next(iter(model.parameters())).dtype
     tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(dtype, 0.1)
     return not torch.allclose(alone, together, rtol=tolerance, atol=tolerance, equal_nan=True)
 
@@ -164,6 +170,8 @@ def _head(
     if len(seen) != 1:
         return plain
     hidden, output = seen[0]
+    if hidden.dtype != module.weight.dtype:
+        return plain  # the model casts one of them, in a way that is not known here
     whole = hidden.shape[:2] == likelihood.targets(batch).shape
     expected = F.linear(hidden, module.weight, module.bias)
     if not whole or output.shape != logits.shape or not torch.equal(output.float(), logits.float()):
@@ -186,6 +194,7 @@ def _disagreements(
     pair: Sequence[Example],
     reference: dict[str, Tensor],
     seen: SharedInputs,
+    dtype: torch.dtype,
 ) -> tuple[dict[str, str], set[str]]:
     """Names whose squares differ from autograd's, with the reason; and names called at all."""
     fast = [name for name in reference if name not in coverage.slow]
@@ -197,7 +206,7 @@ def _disagreements(
         del rows, draw
         score.squares(totals[name])
 
-    without_slow = Coverage(coverage.rules, coverage.head, single=coverage.single)
+    without_slow = replace(coverage, slow={})
     sweep = Sweep(model, likelihood, without_slow)
     try:
         with sweep:
@@ -207,7 +216,6 @@ def _disagreements(
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         # The model ran for autograd, so it is the observation that it does not bear.
         return dict.fromkeys(fast, f"the model fails while it is observed ({error})"), set()
-    dtype = next(iter(model.parameters())).dtype
     tolerance, noise = _TOLERANCE.get(dtype, _LOW_PRECISION)
     scale = max(float(r.mean()) for r in reference.values())
     found = {}

@@ -119,9 +119,10 @@ class Accumulator(ABC):
         """The sums as a Fisher keeps them.
 
         Returns:
-            New tensors on the CPU.
+            Tensors on the CPU; those that are there already are the sums themselves, which are
+            not to be held twice.
         """
-        return {key: total.detach().cpu().clone() for key, total in self.sums.items()}
+        return {key: total.detach().cpu() for key, total in self.sums.items()}
 
     def _record(self, name: str, rows: slice, draw: int, norms: Tensor) -> None:
         self.complete = False

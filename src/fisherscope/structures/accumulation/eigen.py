@@ -156,7 +156,7 @@ class EigenAccumulator(Accumulator):
 
     def results(self) -> dict[str, Tensor]:  # noqa: D102
         found = {
-            key: (contraction.mirrored(t) if key.endswith(":matrix") else t.detach().clone()).cpu()
+            key: (contraction.mirrored(t) if key.endswith(":matrix") else t.detach()).cpu()
             for key, t in self.sums.items()
         }
         used = {f"{b.names[0]}:gradients" for b in self._layout if b.kind == "eigen"}

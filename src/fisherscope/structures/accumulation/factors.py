@@ -305,7 +305,7 @@ class FactorAccumulator(Accumulator):
 
     def results(self) -> dict[str, Tensor]:  # noqa: D102
         return {
-            key: (mirrored(total) if _is_factor(key) else total.detach().clone()).cpu()
+            key: (mirrored(total) if _is_factor(key) else total.detach()).cpu()
             for key, total in self.sums.items()
         }
 

@@ -1,0 +1,1 @@
+"""The figures of docs/scale.md: shapes, one measurement, the page."""

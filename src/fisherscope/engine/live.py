@@ -1,0 +1,53 @@
+"""How many bytes of tensors are alive, at most, while something runs."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the storages that are made inside ``with``, as long as they live.
+
+    The allocator's statistics exist on some devices only, and the resident memory of a process
+    grows by what the allocator keeps as well. What a kernel needs for itself is not seen.
+
+    Args:
+        known: Tensors whose memory does not count, such as a model's parameters.
+
+    Attributes:
+        peak: Most bytes that were alive at once.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()):
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: Any = WeakIdKeyDictionary()
+        for tensor in known:
+            self._seen[tensor.untyped_storage()] = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: D102
+        returned = func(*args, **(kwargs or {}))
+        for value in tree_leaves(returned):
+            if isinstance(value, torch.Tensor):
+                self._see(value.untyped_storage())
+        return returned
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._seen or storage.device.type == "meta":
+            return
+        size = storage.nbytes()
+        self._seen[storage] = True
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, size).atexit = False
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
