@@ -72,7 +72,7 @@ from fisherscope.structures import (
 from fisherscope.studies.conflict import Conflict, conflict
 from fisherscope.studies.forgetting import Forgetting, forgetting
 from fisherscope.studies.interference import Interference, interference
-from fisherscope.studies.percolation import Percolation, percolation
+from fisherscope.studies.percolation import Percolation, compare_percolation, percolation
 from fisherscope.surgery import (
     EWC,
     Merged,
@@ -154,6 +154,7 @@ __all__ = [
     "conflict",
     "forgetting",
     "interference",
+    "compare_percolation",
     "percolation",
     # the named classes
     "BombshellMetrics",
