@@ -42,7 +42,7 @@ def compare_percolation(studies: Mapping[str, Percolation]) -> Percolation:
     Example:
         >>> both = fs.compare_percolation({"base": one, "instruct": two})  # doctest: +SKIP
         >>> both.differences[["order", "on", "quantity", "value", "verdict"]]  # doctest: +SKIP
-    """
+    """  # noqa: DOC502 (raised by the checks)
     _check(studies)
     frames: dict[str, pd.DataFrame] = {}
     for table in TABLES:
@@ -87,8 +87,8 @@ def _check(studies: Mapping[str, Percolation]) -> None:
 def _check_pair(first: str, a: Percolation, name: str, b: Percolation) -> None:
     if a.seed != b.seed:
         raise ParameterError(
-            f"the studies of {first!r} and {name!r} have seeds {a.seed} and {b.seed}, so they can't "
-            "be compared in pairs; use the same seed="
+            f"the studies of {first!r} and {name!r} have seeds {a.seed} and {b.seed}, so they "
+            "can't be compared in pairs; use the same seed="
         )
     (mine,), (theirs,) = a.tasks.values(), b.tasks.values()
     if odd := sorted(set(mine) ^ set(theirs)):
