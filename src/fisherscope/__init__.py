@@ -72,7 +72,13 @@ from fisherscope.structures import (
 from fisherscope.studies.conflict import Conflict, conflict
 from fisherscope.studies.forgetting import Forgetting, forgetting
 from fisherscope.studies.interference import Interference, interference
-from fisherscope.studies.percolation import Percolation, compare_percolation, percolation
+from fisherscope.studies.percolation import (
+    FiniteSize,
+    Percolation,
+    compare_percolation,
+    finite_size,
+    percolation,
+)
 from fisherscope.surgery import (
     EWC,
     Merged,
@@ -148,13 +154,15 @@ __all__ = [
     "uncertainty",
     # studies
     "Conflict",
+    "FiniteSize",
     "Forgetting",
     "Interference",
     "Percolation",
+    "compare_percolation",
     "conflict",
+    "finite_size",
     "forgetting",
     "interference",
-    "compare_percolation",
     "percolation",
     # the named classes
     "BombshellMetrics",
@@ -185,5 +193,5 @@ __all__ = [
     "ParameterError",
     "RankError",
     "StoreError",
-    "TaskError",
+    "TaskError", "FiniteSize",
 ]

@@ -87,7 +87,11 @@ class Bench:
         with (
             whole_batches(True) as self._interrupted,
             tqdm(
-                total=total, desc="percolation", unit="evaluation", disable=not self._progress
+                total=total,
+                initial=len(self._known) - 1,  # of an earlier run, without the intact model
+                desc="percolation",
+                unit="evaluation",
+                disable=not self._progress,
             ) as self._bar,
         ):
             yield

@@ -43,7 +43,7 @@ def compare_percolation(studies: Mapping[str, Percolation]) -> Percolation:
         >>> both = fs.compare_percolation({"base": one, "instruct": two})  # doctest: +SKIP
         >>> both.differences[["order", "on", "quantity", "value", "verdict"]]  # doctest: +SKIP
     """  # noqa: DOC502 (raised by the checks)
-    _check(studies)
+    check_same(studies)
     frames: dict[str, pd.DataFrame] = {}
     for table in TABLES:
         parts = [
@@ -64,7 +64,16 @@ def compare_percolation(studies: Mapping[str, Percolation]) -> Percolation:
     )
 
 
-def _check(studies: Mapping[str, Percolation]) -> None:
+def check_same(studies: Mapping[str, Percolation]) -> None:
+    """Make sure that studies can be compared in pairs.
+
+    Args:
+        studies: Model name to its study.
+
+    Raises:
+        ParameterError: If there are fewer than two studies of one model each, or seeds differ;
+            other tasks are a ``TaskError``, other examples an ``IdentityError``.
+    """
     if not isinstance(studies, Mapping) or len(studies) < 2:
         raise ParameterError(
             "studies must map at least two names to studies, such as {'base': one, 'instruct': "
