@@ -17,10 +17,17 @@ LENGTH = 64
 ORDERS = ("fisher", "obd", "magnitude", "inverse", "random")
 
 
-def measure(folder: Path, kept: Path, log: Callable[[str], None]) -> dict[str, Any]:
+def measure(
+    folder: Path,
+    kept: Path,
+    log: Callable[[str], None],
+    *,
+    training: Mapping[str, int] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     """Study both models; finished measurements are taken from ``kept``."""
     start = time.process_time()
-    demo = build(folder)
+    demo = build(folder, **(training or {}), progress=False)
     tokenizer = AutoTokenizer.from_pretrained(demo.base)
     tasks = {
         name: halves(fs.read_jsonl(path, tokenizer, max_length=LENGTH))
@@ -43,6 +50,7 @@ def measure(folder: Path, kept: Path, log: Callable[[str], None]) -> dict[str, A
             progress=True,
             on_plan=lambda plan: log(str(plan)),
             name=name,
+            **options,
         )
     found = fs.compare_percolation(studies)
     return tabled(found) | {"cpu_seconds": round(time.process_time() - start)}

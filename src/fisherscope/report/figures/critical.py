@@ -139,7 +139,7 @@ def build(results: Mapping[str, Any]) -> CriticalData | None:
     Returns:
         The figure's data; None where no unit was removed by itself.
     """
-    rows = tuple((results.get("study") or {}).get("critical") or ())
+    rows = tuple((results.get("study") or {}).get("critical") or [])
     if not rows:
         return None
     keys = dict.fromkeys(key for row in rows for key in row)
@@ -181,9 +181,9 @@ def _block(
         middle = top + (i + 0.5) * _LINE
         label = canvas.fit([row["unit"]], _LABEL - 8, 11)[0]
         canvas.write(sheet, _LABEL, middle, label, size=11, ha="right")
-        ends = [text.number(row[end]) for end in ("low", "high")]
-        if None not in ends:
-            axes.plot(ends, [i, i], color=color, linewidth=2)
+        low, high = text.number(row["low"]), text.number(row["high"])
+        if low is not None and high is not None:
+            axes.plot([low, high], [i, i], color=color, linewidth=2)
         fill = color if row["resolved"] else palette.CARD
         axes.plot([row["cost"]], [i], marker="o", markersize=7, color=fill, markeredgecolor=color,
                   markeredgewidth=1.6, zorder=3)  # fmt: skip

@@ -123,7 +123,7 @@ def build(results: Mapping[str, Any]) -> PhaseData | None:
         The figure's data; None where no noise was spread.
     """
     study = results.get("study") or {}
-    cells = tuple(study.get("plane") or ())
+    cells = tuple(study.get("plane") or [])
     if not cells:
         return None
     return PhaseData(
@@ -131,7 +131,7 @@ def build(results: Mapping[str, Any]) -> PhaseData | None:
         tuple(dict.fromkeys(row["on"] for row in cells)),
         tuple(dict.fromkeys(row["order"] for row in cells)),
         cells,
-        tuple(study.get("line") or ()),
+        tuple(study.get("line") or []),
     )
 
 

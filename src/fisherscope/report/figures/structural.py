@@ -141,7 +141,7 @@ def build(results: Mapping[str, Any]) -> StructuralData | None:
         The figure's data; None without a graph.
     """
     study = results.get("study") or {}
-    clusters = tuple(study.get("structural") or ())
+    clusters = tuple(study.get("structural") or [])
     if not clusters:
         return None
     intact = {(row["model"], row["task"]): row for row in study.get("intact") or []}
@@ -167,7 +167,7 @@ def build(results: Mapping[str, Any]) -> StructuralData | None:
         tuple(dict.fromkeys(row["model"] for row in clusters)),
         tuple(dict.fromkeys(task for _, task in intact)),
         clusters,
-        tuple(study.get("structure") or ()),
+        tuple(study.get("structure") or []),
         kept,
         midpoints,
     )

@@ -136,7 +136,7 @@ def build(results: Mapping[str, Any]) -> VersusData | None:
         The figure's data; None for a single model.
     """
     study = results.get("study") or {}
-    differences = tuple(study.get("differences") or ())
+    differences = tuple(study.get("differences") or [])
     if not differences:
         return None
     midpoints = tuple(
