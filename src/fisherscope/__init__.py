@@ -193,5 +193,6 @@ __all__ = [
     "ParameterError",
     "RankError",
     "StoreError",
-    "TaskError", "FiniteSize",
+    "TaskError",
+    "FiniteSize",
 ]

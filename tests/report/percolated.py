@@ -64,13 +64,15 @@ def content(*, alone=False):
     """
     studies = _studies()
     found = studies[MODELS[0]] if alone else fs.compare_percolation(studies)
-    return copy.deepcopy(plain({
-        "format": 1,
-        "kind": "percolation",
-        "title": "Percolation",
-        "findings": found.findings(),
-        "models": {name: {"source": name} for name in MODELS},
-        "tasks": {name: {"n_examples": 40} for name in TASKS},
-        "settings": {},
-        "study": found.to_dict(),
-    }))
+    return copy.deepcopy(
+        plain({
+            "format": 1,
+            "kind": "percolation",
+            "title": "Percolation",
+            "findings": found.findings(),
+            "models": {name: {"source": name} for name in MODELS},
+            "tasks": {name: {"n_examples": 40} for name in TASKS},
+            "settings": {},
+            "study": found.to_dict(),
+        })
+    )

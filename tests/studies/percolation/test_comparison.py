@@ -147,6 +147,8 @@ def test_what_makes_no_pairs_is_refused(two):
         fs.compare_percolation({"a": one, "b": both})
     with pytest.raises(ParameterError, match="seeds 0 and 1"):
         fs.compare_percolation({"a": one, "b": dataclasses.replace(other, seed=1)})
+    with pytest.raises(ParameterError, match="in common"):
+        fs.compare_percolation({"a": one, "b": study(0, removal="mean")})
     with pytest.raises(IdentityError, match="other examples"):
         fs.compare_percolation({"a": one, "b": study(0, data=rows(5))})
     renamed = {"model": {"b": other.tasks["model"]["a"]}}

@@ -127,8 +127,8 @@ def test_fractions_can_be_given():
     assert ends["removed"].tolist() == [0, count]
 
 
-# Would catch: a plan that counts fewer evaluations than there are, and the same state of the
-# model looked at twice because another task had been asked for first.
+# Would catch: a plan that counts fewer evaluations than there are, the same state of the model
+# looked at twice because another task had been asked for first, and tasks looked at unasked.
 def test_the_plan_bounds_what_is_evaluated(tmp_path):
     net, data, fisher = trained()
     plans = []
@@ -140,6 +140,7 @@ def test_the_plan_bounds_what_is_evaluated(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").open()][1:]
     pairs = [(line["key"], task) for line in lines for task in line["tasks"]]
     assert len(pairs) == len(set(pairs))
+    assert all(len(line["tasks"]) == 1 for line in lines if "|unit|" in line["key"])
     assert 0.5 * plans[0].evaluations < len(lines) <= plans[0].evaluations
     assert plans[0].watched == {"a": 96, "b": 96} and "96 of a" in str(plans[0])
     assert plans[0].seconds_each > 0 and found.plan["model"] == plans[0]

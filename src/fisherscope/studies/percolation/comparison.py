@@ -35,7 +35,7 @@ def compare_percolation(studies: Mapping[str, Percolation]) -> Percolation:
 
     Raises:
         ParameterError: If there are fewer than two studies, one of them already holds several
-            models, or seeds differ.
+            models, seeds differ, or no order is in both.
         TaskError: If two studies watch other tasks.
         IdentityError: If a task has other examples in two studies.
 
@@ -52,10 +52,16 @@ def compare_percolation(studies: Mapping[str, Percolation]) -> Percolation:
             if not getattr(study, table).empty
         ]
         frames[table] = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    differences = _differences(studies)
+    if not differences:
+        raise ParameterError(
+            "the studies have no level, removal and order in common; make them with the same "
+            "levels=, removal= and orders="
+        )
     alone = {name: next(iter(study.measured)) for name, study in studies.items()}
     return Percolation(
         **frames,
-        differences=pd.DataFrame(_differences(studies)),
+        differences=pd.DataFrame(differences),
         plan={name: study.plan[alone[name]] for name, study in studies.items()},
         notes=tuple(f"{name}: {note}" for name, study in studies.items() for note in study.notes),
         seed=next(iter(studies.values())).seed,

@@ -69,6 +69,9 @@ def finite_size(
     to the function. Of a graph of :math:`N` nodes the transition is rounded over a window that
     narrows with :math:`N`, in random graphs as :math:`N^{-1/3}` (Bollobás 1984).
 
+    Intervals are over examples, repetitions and draws. How much two trainings of the same size
+    differ is in none of them; several models of one size show it.
+
     Args:
         studies: Model name to its study (:func:`fisherscope.percolation`), of models of unlike
             size, all over the same examples and with the same seed.
