@@ -13,12 +13,13 @@ test: $(STAMP)
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
-# Which Fisher to choose, and does it hold up: rewrite benchmarks/results/{estimators,evidence,continual-*}.json
-# and the tables of docs/fisher.md, docs/evidence.md and docs/continual.md.
+# Which Fisher to choose, and does it hold up: rewrite benchmarks/results/{estimators,evidence,continual-*,
+# percolation}.json and the tables of docs/fisher.md, evidence.md, continual.md and percolation.md.
 studies: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/estimators.py
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/evidence.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/continual.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/percolation.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

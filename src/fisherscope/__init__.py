@@ -73,7 +73,13 @@ from fisherscope.structures import (
 from fisherscope.studies.conflict import Conflict, conflict
 from fisherscope.studies.forgetting import Forgetting, forgetting
 from fisherscope.studies.interference import Interference, interference
-from fisherscope.studies.percolation import Percolation, percolation
+from fisherscope.studies.percolation import (
+    FiniteSize,
+    Percolation,
+    compare_percolation,
+    finite_size,
+    percolation,
+)
 from fisherscope.surgery import (
     EWC,
     Merged,
@@ -151,10 +157,13 @@ __all__ = [
     "uncertainty",
     # studies
     "Conflict",
+    "FiniteSize",
     "Forgetting",
     "Interference",
     "Percolation",
+    "compare_percolation",
     "conflict",
+    "finite_size",
     "forgetting",
     "interference",
     "percolation",
@@ -188,4 +197,5 @@ __all__ = [
     "RankError",
     "StoreError",
     "TaskError",
+    "FiniteSize",
 ]

@@ -29,10 +29,34 @@ def test_percolate_leaves_a_page_and_goes_on(run, model, tasks, tmp_path):
     assert (out / "evaluations" / "evaluations.jsonl").read_text() == kept
 
 
+def test_percolate_compares_several_models(run, model, tasks, tmp_path):
+    # Would catch: models that share measurements, a comparison that is not on the page, and
+    # fractions, watched rows or the cut at 64 tokens that do not reach the study.
+    out = tmp_path / "run"
+    given = [f"--task={name}={path}" for name, path in tasks.items()]
+    run(
+        "percolate", "--model", f"a={model}", "--model", f"b={model}", *given, "--out", out,
+        "--order", "fisher", "--order", "random", "--fraction", 0.01, "--fraction", 0.5,
+        "--repetitions", 2, "--side", 0, "--candidates", 0, "--no-graph", "--watch", 3, "-q",
+    )  # fmt: skip
+    results = json.loads((out / "results.json").read_text())
+    study = results["study"]
+    assert {row["model"] for row in study["curves"]} == {"a", "b"}
+    assert {row["n_examples"] for row in study["intact"]} == {3}
+    assert len({row["removed"] for row in study["curves"]}) == 4
+    same = [row for row in study["differences"] if row["outcome"] == "ok"]
+    assert all(row["verdict"] == "not_resolved" for row in same)
+    assert {row["quantity"] for row in study["differences"]} == {"midpoint", "robustness"}
+    assert "max_length: 64" in (out / "config.yaml").read_text()
+    kept = {path.parent.name for path in (out / "evaluations").glob("*/evaluations.jsonl")}
+    assert kept == {"a", "b"}
+
+
 def test_percolate_says_what_is_wrong(run, model, tasks, tmp_path):
     # Would catch: a bad option that is found only after the Fishers are estimated, as a traceback.
     given = [f"--task={name}={path}" for name, path in tasks.items()]
     command = ("percolate", "--model", model, *given, "--out", tmp_path / "run")
     assert "points=2 must be" in run(*command, "--points", 2, code=None).output
-    two = ("percolate", "--model", f"a={model}", "--model", f"b={model}", *given)
-    assert "takes one --model" in run(*two, "--out", tmp_path / "run", code=2).output
+    assert "fractions[0]=1.5 must be" in run(*command, "--fraction", 1.5, code=None).output
+    assert "--watch=0 must be" in run(*command, "--watch", 0, code=None).output
+    assert not (tmp_path / "run").exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -31,17 +31,18 @@ def run_options(function: F) -> F:
     return function
 
 
-def run_config(**given: Any) -> RunConfig:
+def run_config(usual: Mapping[str, Any] | None = None, /, **given: Any) -> RunConfig:
     """Make a run of what the user gave: the config file first, options over it.
 
     Args:
+        usual: The command's own defaults, under both. Default: none.
         **given: Values of :func:`run_options`; ``None`` where an option was not used.
 
     Returns:
         The checked run.
     """
     path = given.pop("config", None)
-    values = read_config(path) if path else {}
+    values = {**(usual or {}), **(read_config(path) if path else {})}
     tasks = given.pop("task", ()) or ()
     if tasks:
         values["tasks"] = _named("task", tasks)
@@ -95,7 +96,7 @@ _OPTIONS = (
         multiple=True,
         metavar="[NAME=]PLACE",
         help="Folder of a Hugging Face checkpoint, or a hub id. To compare several, repeat it with "
-        "a name for each (analyze only).",
+        "a name for each (analyze and percolate).",
     ),
     click.option("--revision", help="Branch, tag or commit of a hub id."),
     click.option(

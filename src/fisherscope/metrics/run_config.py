@@ -131,8 +131,8 @@ class RunConfig:
         if isinstance(self.model, str):
             return self.model
         raise ConfigError(
-            f"{len(self.model)} models are named ({', '.join(self.model)}); only `analyze` takes "
-            "several, give a single one"
+            f"{len(self.model)} models are named ({', '.join(self.model)}); only `analyze` "
+            "and `percolate` take several, give a single one"
         )
 
     def alone(self, name: str) -> RunConfig:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from functools import cache
 
 import numpy as np
@@ -13,7 +14,10 @@ import fisherscope as fs
 from fisherscope.errors import IdentityError, ParameterError, TaskError
 from oracles import models, rows
 
-QUICK = {"side": 0, "candidates": 0, "structure": False, "repetitions": 2, "points": 8}
+QUICK = {
+    "side": 0, "candidates": 0, "structure": False, "repetitions": 2, "points": 8,
+    "max_examples": None,
+}  # fmt: skip
 
 
 @cache
@@ -108,6 +112,41 @@ def test_the_model_comes_back_after_an_interruption(error):
     with pytest.raises(error):
         fs.percolation(net, fisher, data, orders=("fisher",), **QUICK)
     assert calls[0] and unchanged(net, before)
+
+
+# Would catch: fractions that are ignored, rounded the wrong way, or lose the two ends.
+def test_fractions_can_be_given():
+    net, data, fisher = trained()
+    options = QUICK | {"fractions": (0.5, 0.01, 0.25)}
+    found = fs.percolation(net, fisher, data, orders=("fisher", "random"), **options)
+    count = sum(p.numel() for p in net.parameters())
+    expected = [0, round(0.01 * count), round(0.25 * count), round(0.5 * count), count]
+    for order in ("fisher", "random"):
+        assert losses(found, order=order)["removed"].tolist() == expected
+    ends = losses(fs.percolation(net, fisher, data, fractions=(0, 1), orders=("obd",), **QUICK))
+    assert ends["removed"].tolist() == [0, count]
+
+
+# Would catch: a plan that counts fewer evaluations than there are, the same state of the model
+# looked at twice because another task had been asked for first, and tasks looked at unasked.
+def test_the_plan_bounds_what_is_evaluated(tmp_path):
+    net, data, fisher = trained()
+    plans = []
+    options = QUICK | {"side": 2, "candidates": 3}
+    found = fs.percolation(
+        net, {"a": fisher, "b": fisher}, {"a": data, "b": data}, folder=tmp_path,
+        on_plan=plans.append, **options,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").open()][1:]
+    pairs = [(line["key"], task) for line in lines for task in line["tasks"]]
+    assert len(pairs) == len(set(pairs))
+    assert all(len(line["tasks"]) == 1 for line in lines if "|unit|" in line["key"])
+    assert 0.5 * plans[0].evaluations < len(lines) <= plans[0].evaluations
+    assert plans[0].watched == {"a": 96, "b": 96} and "96 of a" in str(plans[0])
+    assert plans[0].seconds_each > 0 and found.plan["model"] == plans[0]
+    assert set(map(tuple, found.plane[["by", "on"]].to_numpy())) == {
+        ("a", "a"), ("b", "b"), ("", "a"), ("", "b")
+    }  # fmt: skip
 
 
 # Would catch: measurements that are done again, lost, or read back with fewer digits.
@@ -250,6 +289,11 @@ def test_a_task_that_is_not_known_is_an_outcome():
         ({"removal": "drop"}, "removal="),
         ({"norm": 0.0}, "norm="),
         ({"points": 2}, "points="),
+        ({"fractions": (0.5, 1.5)}, r"fractions\[1\]=1.5 must be .* at least 0 and of at most 1"),
+        ({"fractions": (-0.1,)}, r"fractions\[0\]=-0.1"),
+        ({"fractions": (float("nan"),)}, r"fractions\[0\]=nan"),
+        ({"fractions": ()}, "fractions=.* give one or several"),
+        ({"fractions": 0.5}, "fractions=0.5: give one or several"),
         ({"repetitions": 0}, "repetitions="),
         ({"side": 1}, "side=1"),
         ({"candidates": 10_000}, "candidates=10000 are more than"),

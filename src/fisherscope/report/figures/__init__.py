@@ -3,15 +3,19 @@
 from fisherscope.report.figures import (
     changes,
     concentration,
+    critical,
     damage,
     heatmap,
     moved,
     overlap,
     path,
+    phase,
     predicted,
     removal,
     similarity,
+    structural,
     studied,
+    versus,
 )
 from fisherscope.report.figures.base import FigureData, FigureSpec, View
 
@@ -34,7 +38,13 @@ STUDIES: dict[str, tuple[FigureSpec, ...]] = {
         studied.CONFLICT,
         studied.CONFLICTING,
     ),
-    "percolation": (removal.FIGURE,),
+    "percolation": (
+        removal.FIGURE,
+        versus.FIGURE,
+        phase.FIGURE,
+        critical.FIGURE,
+        structural.FIGURE,
+    ),
 }
 
 __all__ = ["COMPARISON", "REGISTRY", "STUDIES", "FigureData", "FigureSpec", "View"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +67,7 @@ class Bench:
         self.parameters = dict(parameters)
         self.watch = watch
         self.seed = seed
-        self.seconds: list[float] = []
-        self._known: dict[str, Measured] = {INTACT: watch.intact}
+        self._known: dict[str, Measured] = {INTACT: dict(watch.intact)}
         self._file = None if folder is None else folder / FILE
         self._progress, self._bar = progress, tqdm(disable=True)
         self._interrupted = Noted()
@@ -89,50 +87,71 @@ class Bench:
         with (
             whole_batches(True) as self._interrupted,
             tqdm(
-                total=total, desc="percolation", unit="evaluation", disable=not self._progress
+                total=total,
+                initial=len(self._known) - 1,  # of an earlier run, without the intact model
+                desc="percolation",
+                unit="evaluation",
+                disable=not self._progress,
             ) as self._bar,
         ):
             yield
 
-    def after(self, ordering: Ordering, removed: int, units: Units, change: Change) -> Measured:
-        """The tasks after the first units of an ordering were changed.
+    def after(
+        self,
+        ordering: Ordering,
+        removed: int,
+        units: Units,
+        change: Change,
+        on: Collection[str],
+    ) -> Measured:
+        """Some tasks after the first units of an ordering were changed.
 
         Args:
             ordering: The ordering.
             removed: How many units.
             units: The units.
             change: What is done to them.
+            on: The tasks that are asked for.
 
         Returns:
-            The sums of each example.
+            The sums of each of their examples.
         """
         key = INTACT
         if removed:
             which = json.dumps([ordering.order, ordering.by, ordering.repetition, removed])
             # All units at once are the same in every order.
             key = f"{units.level}|{change}|{'all' if removed == ordering.count else which}"
-        return self._measure(key, lambda: ordering.first(removed), change)
+        return self._measure(key, lambda: ordering.first(removed), change, on)
 
-    def without_unit(self, units: Units, unit: int, change: Change) -> Measured:
-        """The tasks after a single unit was changed.
+    def without_unit(
+        self, units: Units, unit: int, change: Change, on: Collection[str]
+    ) -> Measured:
+        """Some tasks after a single unit was changed.
 
         Args:
             units: The units.
             unit: Its number.
             change: What is done to it.
+            on: The tasks that are asked for.
 
         Returns:
-            The sums of each example.
+            The sums of each of their examples.
         """
-        return self._measure(
-            f"{units.level}|{change}|unit|{unit}", lambda: units.only(unit), change
-        )
+        key = f"{units.level}|{change}|unit|{unit}"
+        return self._measure(key, lambda: units.only(unit), change, on)
 
-    def _measure(self, key: str, gone: Callable[[], dict[str, Tensor]], change: Change) -> Measured:
-        if key in self._known:
-            return self._known[key]
+    def _measure(
+        self,
+        key: str,
+        gone: Callable[[], dict[str, Tensor]],
+        change: Change,
+        on: Collection[str],
+    ) -> Measured:
+        known = self._known.setdefault(key, {})
+        missing = [name for name in on if name not in known]
+        if not missing:
+            return known
         self._interrupted.obey()
-        start = time.monotonic()
         values = without(
             self.parameters,
             gone(),
@@ -141,13 +160,12 @@ class Bench:
             seed=hash_seed(self.seed, change.draw),
         )
         with replaced(self.parameters, values):
-            found = self.watch.evaluate()
-        self.seconds.append(time.monotonic() - start)
-        self._known[key] = found
+            found = self.watch.evaluate(missing)
+        known.update(found)
         self._keep(key, found)
         self._bar.update()
         self._interrupted.obey()
-        return found
+        return known
 
     def _keep(self, key: str, found: Measured) -> None:
         if self._file is not None:
@@ -175,7 +193,7 @@ class Bench:
             )
         for row in rows:
             tasks = {name: np.array(sums) for name, sums in row["tasks"].items()}
-            self._known[row["key"]] = tasks
+            self._known.setdefault(row["key"], {}).update(tasks)
         # A line that was cut off by the interruption is dropped.
         whole = "\n".join([*lines[:-1], ""])
         if lines[-1]:

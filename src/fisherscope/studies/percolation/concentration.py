@@ -52,7 +52,9 @@ def counts(count: int, side: int) -> list[int]:
 def plane_curves(
     bench: Bench, units: Units, orderings: list[Ordering], length: float, side: int
 ) -> list[Curve]:
-    """Measure the phase diagram of one order.
+    """Measure the phase diagram of one order, on the task that it was read from.
+
+    An order that was read from none is measured on all tasks.
 
     Args:
         bench: Where it is measured.
@@ -65,19 +67,18 @@ def plane_curves(
         One curve per length, over the fractions that the noise is spread over.
     """
     grid = counts(units.count, side)
+    by = orderings[0].by
+    on = [by] if by in bench.watch.tasks else list(bench.watch.tasks)
     found = []
     for share in lengths(side):
         rows = [
             [
-                bench.after(one, removed, units, Change("noise", float(share * length), draw))
+                bench.after(one, removed, units, Change("noise", float(share * length), draw), on)
                 for removed in (0, *grid)
             ]
             for draw, one in enumerate(orderings)
         ]
-        sums = {
-            name: np.array([[state[name] for state in row] for row in rows])
-            for name in bench.watch.tasks
-        }
+        sums = {name: np.array([[state[name] for state in row] for row in rows]) for name in on}
         first = orderings[0]
         change = Change("noise", float(share))
         removed = np.array([0, *grid])
@@ -101,9 +102,10 @@ def plane_frames(
     """
     cells, line = [], []
     for curves in planes:
-        for name, task in tasks.items():
+        first = curves[0]
+        for name in first.sums:
+            task = tasks[name]
             falls = [fall(curve, task, seed) for curve in curves]
-            first = curves[0]
             head = {"order": first.order, "by": first.by, "on": name}
             for i, removed in enumerate(first.removed[1:], start=1):
                 place = {"removed": int(removed), "fraction": removed / first.count}

@@ -64,7 +64,7 @@ def critical_units(
         for unit in np.flatnonzero(places < request.options.candidates)
     })
     task = bench.watch.tasks[by]
-    states = [bench.watch.intact, *(bench.without_unit(units, u, change) for u in chosen)]
+    states = [bench.watch.intact, *(bench.without_unit(units, u, change, [by]) for u in chosen)]
     sums = {by: np.array([[state[by] for state in states]])}
     removed = np.arange(len(states))
     curve = Curve(units.level, change, "", by, removed, units.count, sums)

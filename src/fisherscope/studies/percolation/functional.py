@@ -51,10 +51,12 @@ def removal_curve(
     change: Change,
     *,
     points: int,
+    fractions: Sequence[float] | None,
 ) -> Curve:
-    """Remove units, more points where the curve bends.
+    """Remove units, at given fractions or more of them where the curve bends.
 
-    The grid is refined on the first ordering; its repetitions are measured at the same points.
+    An adaptive grid is refined on the first ordering; its repetitions are measured at the same
+    points.
 
     Args:
         bench: Where it is measured.
@@ -62,28 +64,29 @@ def removal_curve(
         orderings: One ordering, or its random repetitions.
         change: What is done to the units; noise has another draw for each repetition.
         points: How many fractions, 0 and 1 among them.
+        fractions: Fractions between 0 and 1 to measure instead of ``points``; 0 and 1 are added.
 
     Returns:
         The curve.
     """
-    first = orderings[0]
-    aims = [first.by] if first.by in bench.watch.tasks else list(bench.watch.tasks)
+    first, tasks = orderings[0], list(bench.watch.tasks)
+    aims = [first.by] if first.by in tasks else tasks
 
     def lost(removed: int) -> np.ndarray:
-        found = bench.after(first, removed, units, change)
+        found = bench.after(first, removed, units, change, tasks)
         return np.array([progress(found, bench.watch.tasks[name], bench) for name in aims])
 
-    grid = adaptive_grid(lost, units.count, points)
+    if fractions is None:
+        grid = adaptive_grid(lost, units.count, points)
+    else:
+        grid = given_grid(fractions, units.count)
     rows = []
     for number, one in enumerate(orderings):
         mine = change
         if change.removal == "noise":
             mine = Change(change.removal, change.norm, change.draw + number)
-        rows.append([bench.after(one, removed, units, mine) for removed in grid])
-    sums = {
-        name: np.array([[found[name] for found in row] for row in rows])
-        for name in bench.watch.tasks
-    }
+        rows.append([bench.after(one, removed, units, mine, tasks) for removed in grid])
+    sums = {name: np.array([[found[name] for found in row] for row in rows]) for name in tasks}
     return Curve(units.level, change, first.order, first.by, np.array(grid), units.count, sums)
 
 
@@ -137,6 +140,19 @@ def adaptive_grid(lost: Callable[[int], np.ndarray], count: int, points: int) ->
         known[middle] = lost(middle)
         grid.insert(where + 1, middle)
     return grid
+
+
+def given_grid(fractions: Sequence[float], count: int) -> list[int]:
+    """Numbers of units to remove, from fractions.
+
+    Args:
+        fractions: Between 0 and 1.
+        count: How many units there are.
+
+    Returns:
+        Ascending, from 0 to ``count``.
+    """
+    return sorted({0, *(round(fraction * count) for fraction in fractions), count})
 
 
 def position(removed: float | np.ndarray):

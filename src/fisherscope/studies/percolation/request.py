@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fisherscope.analysis.access import own_weights, require_diagonal
 from fisherscope.analysis.descent import mean_gradient
+from fisherscope.arguments import check_number
 from fisherscope.defaults import FisherConfig
 from fisherscope.engine.quantised import StandIn
 from fisherscope.engine.selection import select
@@ -36,6 +37,8 @@ from fisherscope.studies.percolation.removal import REMOVALS, Removal
 from fisherscope.studies.percolation.units import LEVELS, Level, Units
 
 TASK = "task"
+# Examples of each task that are watched, unless the caller says otherwise.
+WATCHED = 24
 _LEAST_POINTS = 3
 
 
@@ -49,7 +52,8 @@ class PercolationOptions:
         removal: What is done to the weights.
         norm: Length of the noise, as a fraction of the length of all weights together.
         repetitions: Draws of random orders and of noise.
-        points: Fractions per curve.
+        points: Fractions per curve of an adaptive grid.
+        fractions: The fractions themselves, 0 and 1 apart; ``None`` makes the grid adaptive.
         side: Fractions and lengths of noise of the phase diagram; 0 leaves it out.
         candidates: Units per order whose removal is measured one by one; 0 leaves it out.
         structure: Whether the neuron graph is looked at.
@@ -61,9 +65,10 @@ class PercolationOptions:
     removal: Removal = "zero"
     norm: float = 0.1
     repetitions: int = 3
-    points: int = 14
+    points: int = 11
+    fractions: tuple[float, ...] | None = None
     side: int = 5
-    candidates: int = 6
+    candidates: int = 5
     structure: bool = True
     seed: int = 0
 
@@ -91,8 +96,21 @@ class PercolationOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ParameterError(f"{name}={value!r} must be an integer of at least {least}")
+        _check_fractions(self.fractions)
         if 0 < self.side < 2:
             raise ParameterError("side=1 makes no plane; use 0 to leave it out, or at least 2")
+
+
+def _check_fractions(fractions: Any) -> None:
+    if fractions is None:
+        return
+    if not isinstance(fractions, tuple) or not fractions:
+        raise ParameterError(
+            f"fractions={fractions!r}: give one or several numbers between 0 and 1, or None for "
+            "an adaptive grid"
+        )
+    for i, fraction in enumerate(fractions):
+        check_number(f"fractions[{i}]", fraction, low=0.0, most=1.0)
 
 
 @dataclass(frozen=True, eq=False)

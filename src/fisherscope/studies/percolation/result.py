@@ -12,46 +12,21 @@ import pandas as pd
 from fisherscope.results import Result, plain
 from fisherscope.studies.percolation.bench import Change
 from fisherscope.studies.percolation.functional import Curve
+from fisherscope.studies.percolation.plan import PercolationPlan
 from fisherscope.studies.percolation.sentences import sentences
 from fisherscope.studies.percolation.threshold import fall, labels
 from fisherscope.studies.percolation.watch import CORRECT, DIVERGENCE, LOSS, Task, Watch
 
 MODEL = "model"
+TABLES = (
+    "intact", "thresholds", "curves", "plane", "line", "critical", "structural", "structure"
+)  # fmt: skip
 _NOTHING = Change()
-
-
-@dataclass(frozen=True)
-class PercolationPlan:
-    """What a study will cost.
-
-    Attributes:
-        evaluations: Largest number of times that all tasks are evaluated.
-        seconds_each: Time of one, measured.
-        units: Level to number of units.
-        bonds: Bonds of the neuron graph; 0 where there is none.
-    """
-
-    evaluations: int
-    seconds_each: float
-    units: dict[str, int]
-    bonds: int
-
-    @property
-    def seconds(self) -> float:
-        """Predicted time of all evaluations."""
-        return self.evaluations * self.seconds_each
-
-    def __str__(self) -> str:
-        units = ", ".join(f"{count:,} {level}s" for level, count in self.units.items())
-        return (
-            f"{units}; one evaluation of all tasks takes {self.seconds_each:.3g} s, at most "
-            f"{self.evaluations:,} of them about {self.seconds:.0f} s"
-        )
 
 
 @dataclass(frozen=True, eq=False)
 class Percolation(Result):
-    """Removal curves and thresholds of one model.
+    """Removal curves and thresholds of one model, or of several side by side.
 
     In every table ``model`` is the model, ``level`` what is removed, ``removal`` how, ``order``
     the rule, ``by`` the task that the order was read from (empty if it knows of none), and ``on``
@@ -70,7 +45,10 @@ class Percolation(Result):
         structural: The neuron graph: one row per order and fraction of bonds removed.
         structure: Thresholds of the neuron graph.
         plan: What it was expected to cost; model to plan.
+        differences: Two models compared, see :func:`fisherscope.compare_percolation`; empty for
+            one model.
         notes: What could not be done, and why.
+        seed: Keyed everything random.
         measured: The curves with all examples; not part of :meth:`to_dict`.
         tasks: The tasks of each model; not part of :meth:`to_dict`.
     """
@@ -84,7 +62,9 @@ class Percolation(Result):
     structural: pd.DataFrame
     structure: pd.DataFrame
     plan: dict[str, PercolationPlan]
+    differences: pd.DataFrame = field(default_factory=pd.DataFrame)
     notes: tuple[str, ...] = ()
+    seed: int = 0
     measured: dict[str, tuple[Curve, ...]] = field(default_factory=dict, repr=False)
     tasks: dict[str, dict[str, Task]] = field(default_factory=dict, repr=False)
 

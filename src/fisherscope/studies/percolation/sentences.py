@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from fisherscope.studies.percolation.pairing import paired
+from fisherscope.studies.percolation.threshold import fall
+
 if TYPE_CHECKING:
     from fisherscope.studies.percolation.result import Percolation
 
@@ -21,7 +24,9 @@ def sentences(study: Percolation) -> list[str]:
     Returns:
         Plain text.
     """
-    return [*_attack(study), *_spared(study), *_lost(study), *study.notes]
+    return [
+        *_compared(study), *_attack(study), *_spared(study), *_lost(study), *study.notes
+    ]  # fmt: skip
 
 
 def _attack(study: Percolation) -> list[str]:
@@ -46,7 +51,7 @@ def _attack(study: Percolation) -> list[str]:
 
 
 def _spared(study: Percolation) -> list[str]:
-    """Which order costs least."""
+    """Which order costs least, if it can be told."""
     found = []
     for (model, level, on), rows in _groups(study.thresholds).items():
         own = [
@@ -56,12 +61,54 @@ def _spared(study: Percolation) -> list[str]:
         ]
         if len(own) < 2:
             continue
-        best = max(own, key=lambda row: row["value"])
+        best, *others = sorted(own, key=lambda row: -row["value"])
+        equals = [row for row in others if not _more(study, model, level, on, best, row)]
+        name, remains = ORDER_NAMES[best["order"]], _interval(best)
         found.append(
-            f"{_whose(study, model)}{on} survives the removal of {level}s longest in "
-            f"{ORDER_NAMES[best['order']]} order: on average over all fractions "
-            f"{percent(best['value'])} of what it knows remains "
-            f"[{percent(best['low'])}, {percent(best['high'])}]."
+            f"{_whose(study, model)}{on} survives the removal of {level}s longest in {name} order: "
+            f"on average over all fractions {remains} of what it knows remains."
+            if not equals
+            else f"{_whose(study, model)}Which order of removing {level}s {on} survives longest is "
+            f"not resolved: on average over all fractions {remains} of what it knows remains in "
+            f"{name} order, {_interval(equals[0])} in {ORDER_NAMES[equals[0]['order']]} order."
+        )
+    return found
+
+
+def _more(
+    study: Percolation,
+    model: str,
+    level: str,
+    on: str,
+    best: Mapping[str, Any],
+    other: Mapping[str, Any],
+) -> bool:
+    """Whether one order keeps more than another, in pairs."""
+    task = study.tasks[model][on]
+    falls = [
+        fall(curve, task, study.seed)
+        for row in (other, best)
+        for curve in study.measured[model]
+        if (curve.level, curve.order, curve.by) == (level, row["order"], row["by"])
+    ]
+    return paired("robustness", *falls)["verdict"] == "resolved"
+
+
+def _compared(study: Percolation) -> list[str]:
+    """Which of two models is the more robust, where orders are each model's own."""
+    found = []
+    for row in study.differences.to_dict("records"):
+        if (row["quantity"], row["order"]) not in {("midpoint", "fisher"), ("midpoint", "random")}:
+            continue
+        head = (
+            f"{row['on']}, {row['level']}s in {ORDER_NAMES[row['order']]} order: {row['model_b']}"
+        )
+        if row["outcome"] != "ok":
+            found.append(f"{head} and {row['model_a']} can't be compared ({row['outcome']}).")
+            continue
+        found.append(
+            f"{head} is lost at {_times(row)} the fraction of {row['model_a']}, "
+            + ("resolved." if row["verdict"] == "resolved" else "not resolved.")
         )
     return found
 
@@ -97,6 +144,10 @@ def percent(fraction: float) -> str:
     if not np.isfinite(fraction):
         return "beyond" if fraction > 0 else "–"
     return f"{100 * fraction:.2g}%" if fraction < 0.995 else f"{100 * fraction:.3g}%"
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{percent(row['value'])} [{percent(row['low'])}, {percent(row['high'])}]"
 
 
 def _times(row: Mapping[str, Any]) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,18 +14,23 @@ from fisherscope.defaults import DEFAULTS
 from fisherscope.errors import ParameterError
 from fisherscope.structures import Fisher
 from fisherscope.studies.percolation.bench import Bench, Change
-from fisherscope.studies.percolation.concentration import counts, plane_curves, plane_frames
+from fisherscope.studies.percolation.concentration import plane_curves, plane_frames
 from fisherscope.studies.percolation.connectivity import connectivity
-from fisherscope.studies.percolation.critical import RANKED, check_candidates, critical_units
+from fisherscope.studies.percolation.critical import check_candidates, critical_units
 from fisherscope.studies.percolation.functional import Curve, removal_curve
 from fisherscope.studies.percolation.graph import NeuronGraph, neuron_graph
 from fisherscope.studies.percolation.orders import ANY_TASK, Order
+from fisherscope.studies.percolation.plan import PLANE_DRAWS, SINGLE, PercolationPlan, make_plan
 from fisherscope.studies.percolation.removal import Removal
-from fisherscope.studies.percolation.request import PercolationOptions, Request, make_request
+from fisherscope.studies.percolation.request import (
+    WATCHED,
+    PercolationOptions,
+    Request,
+    make_request,
+)
 from fisherscope.studies.percolation.result import (
     MODEL,
     Percolation,
-    PercolationPlan,
     curves_frame,
     intact_frame,
 )
@@ -35,8 +39,6 @@ from fisherscope.studies.percolation.units import Level, Units, find_units
 from fisherscope.studies.percolation.watch import Watch
 
 OPTIONS = PercolationOptions()
-# More draws make the cells of the phase diagram little better, and are most of its cost.
-_PLANE_DRAWS = 2
 
 
 @torch.inference_mode(False)
@@ -51,6 +53,7 @@ def percolation(
     norm: float = OPTIONS.norm,
     repetitions: int = OPTIONS.repetitions,
     points: int = OPTIONS.points,
+    fractions: Sequence[float] | None = OPTIONS.fractions,
     side: int = OPTIONS.side,
     candidates: int = OPTIONS.candidates,
     structure: bool = OPTIONS.structure,
@@ -58,7 +61,7 @@ def percolation(
     gradients: Mapping[str, Mapping[str, Tensor]] | None = None,
     likelihood: str = DEFAULTS.likelihood,
     batch_size: int | None = DEFAULTS.batch_size,
-    max_examples: int | None = DEFAULTS.max_examples,
+    max_examples: int | None = WATCHED,
     folder: str | Path | None = None,
     progress: bool = False,
     name: str = MODEL,
@@ -94,12 +97,12 @@ def percolation(
     lose), ``no_repetitions``, ``no_random``, ``too_few_examples`` (no interval).
 
     **Phase diagram.** Gaussian noise of one length is spread over the top fraction of the weights
-    by Fisher, or over random ones.
+    by Fisher, where the task that it was estimated on is watched, or over random ones.
 
     **Critical units.** The top candidates of every order are removed one by one.
 
     **Structure.** Linear layers as bonds between neurons: when does the graph fall apart? See
-    :func:`fisherscope.studies.percolation.structural.structural_curve`.
+    :func:`fisherscope.studies.percolation.connectivity.connectivity`.
 
     Args:
         model: The model; it comes back bitwise, also after an exception or Ctrl-C.
@@ -118,15 +121,18 @@ def percolation(
             noise of one length over the removed weights, however many. Default: ``"zero"``.
         norm: Length of that noise as a fraction of the length of all weights. Default: 0.1.
         repetitions: Draws of random orders and of noise. Default: 3.
-        points: Fractions per curve. Default: 14.
+        points: Fractions per curve, where the grid is adaptive. Default: 11.
+        fractions: Fractions between 0 and 1 to measure instead; 0 and 1 are added. Default:
+            ``None``, adaptive.
         side: Fractions and lengths of the phase diagram; 0 leaves it out. Default: 5.
-        candidates: Units per order that are removed one by one; 0 leaves it out. Default: 6.
+        candidates: Units per order that are removed one by one; 0 leaves it out. Default: 5.
         structure: Whether the neuron graph is looked at. Default: ``True``.
         seed: Keys random orders, noise and resampling. Default: 0.
         gradients: Task to :func:`fisherscope.mean_gradient`. Default: ``None``, taken on ``data``.
         likelihood: As in :func:`fisherscope.estimate`. Default: ``"auto"``.
         batch_size: Examples per pass. Default: ``None``, packs to 4096 tokens.
-        max_examples: Watch the first so many of each task. Default: ``None``, all.
+        max_examples: Watch the first so many of each task; ``None`` watches all. Default: 24,
+            because each of some hundred evaluations passes over them.
         folder: Keeps every measurement; the same call goes on from there. Default: ``None``.
         progress: Show a bar with the remaining time. Default: ``False``.
         name: What the model is called in the tables. Default: ``"model"``.
@@ -142,13 +148,13 @@ def percolation(
             task without data a ``TaskError``.
     """  # noqa: DOC502 (raised by callees)
     options = PercolationOptions(
-        # A single word stays whole, so that the check can name it instead of its letters.
-        levels=cast(Any, levels) if isinstance(levels, str) else tuple(levels),
-        orders=cast(Any, orders) if isinstance(orders, str) else tuple(orders),
+        levels=_tuple(levels),
+        orders=_tuple(orders),
         removal=removal,
         norm=norm,
         repetitions=repetitions,
         points=points,
+        fractions=_tuple(fractions),
         side=side,
         candidates=candidates,
         structure=structure,
@@ -166,7 +172,7 @@ def percolation(
     )
     units = {level: find_units(model, request.parameters, level) for level in options.levels}
     for one in units.values():
-        if options.candidates and one.level in _SINGLE:
+        if options.candidates and one.level in SINGLE:
             check_candidates(one, options.candidates)
     graph, notes = _graph(request)
     watch = Watch(model, request.prepared)
@@ -178,7 +184,7 @@ def percolation(
         identity=request.identity(),
         progress=progress,
     )
-    plan = _plan(request, watch, units, graph)
+    plan = make_plan(request, watch, units, graph)
     if on_plan is not None:
         on_plan(plan)
     with bench.running(plan.evaluations):
@@ -189,6 +195,8 @@ def percolation(
         (pd.DataFrame(), pd.DataFrame()) if graph is None else connectivity(graph, request)
     )
     tasks = watch.tasks
+    for task in tasks.values():
+        task.intact.clear()  # as large as all logits, and no longer needed
     frames = {
         "intact": intact_frame(watch, seed),
         "thresholds": thresholds(curves, tasks, seed),
@@ -205,12 +213,15 @@ def percolation(
         **frames,
         plan={name: plan},
         notes=notes,
+        seed=seed,
         measured={name: tuple(curves)},
         tasks={name: tasks},
     )
 
 
-_SINGLE = ("weight", "neuron", "head")
+def _tuple(values: Any) -> Any:
+    # A single word or number stays as it is, so that the check can name it.
+    return tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else values
 
 
 def _change(options: PercolationOptions, length: float) -> Change:
@@ -228,42 +239,18 @@ def _graph(request: Request) -> tuple[NeuronGraph | None, tuple[str, ...]]:
         return None, (f"There is no graph of neurons. {error}",)
 
 
-def _plan(
-    request: Request, watch: Watch, units: Mapping[str, Units], graph: NeuronGraph | None
-) -> PercolationPlan:
-    options = request.options
-    curves = 0
-    for one in units.values():
-        # The first and the last point are shared.
-        inner = min(options.points, one.count + 1) - 2
-        for order in options.orders:
-            repeated = order == "random" or options.removal == "noise"
-            each = options.repetitions if repeated else 1
-            curves += len(request.sources(order)) * each * max(inner, 0)
-        curves += 1
-    plane = 0
-    if options.side and "weight" in units:
-        several = len(counts(units["weight"].count, options.side)) - 1
-        draws = min(_PLANE_DRAWS, options.repetitions)
-        plane = options.side * draws * (several * (len(request.by) + 1) + 1)
-    single = sum(level in _SINGLE for level in units)
-    critical = single * len(request.by) * len(RANKED) * options.candidates
-    start = time.perf_counter()
-    watch.evaluate()
-    seconds = time.perf_counter() - start
-    return PercolationPlan(
-        evaluations=curves + plane + critical,
-        seconds_each=seconds,
-        units={level: one.count for level, one in units.items()},
-        bonds=0 if graph is None else graph.bonds,
-    )
-
-
 def _curves(bench: Bench, request: Request, units: Mapping[str, Units]) -> list[Curve]:
     options = request.options
     change = _change(options, request.length)
     return [
-        removal_curve(bench, one, request.orderings(order, by, one), change, points=options.points)
+        removal_curve(
+            bench,
+            one,
+            request.orderings(order, by, one),
+            change,
+            points=options.points,
+            fractions=options.fractions,
+        )
         for one in units.values()
         for order in options.orders
         for by in request.sources(order)
@@ -277,7 +264,7 @@ def _plane(
     if not options.side or "weight" not in units:
         return pd.DataFrame(), pd.DataFrame()
     weights = units["weight"]
-    draws = min(_PLANE_DRAWS, options.repetitions)
+    draws = min(PLANE_DRAWS, options.repetitions)
     planes = []
     every: list[tuple[Order, str]] = [("fisher", by) for by in request.by]
     for order, by in [*every, ("random", ANY_TASK)]:
@@ -295,7 +282,7 @@ def _critical(bench: Bench, request: Request, units: Mapping[str, Units]) -> pd.
     frames = [
         critical_units(bench, request, one, by, change)
         for one in units.values()
-        if one.level in _SINGLE
+        if one.level in SINGLE
         for by in request.by
     ]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

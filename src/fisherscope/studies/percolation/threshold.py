@@ -227,16 +227,19 @@ def _quantities(
     if mine.losses.shape[1] > 1:
         found["susceptibility"] = mine.susceptibility()
     if random is not None and random is not curve:
-        with np.errstate(invalid="ignore"):
-            found["attack_ratio"] = fall(random, task, seed).midpoint() / midpoint
+        attack = ratio(fall(random, task, seed).midpoint(), midpoint, mine.n_examples)
+    else:
+        attack = nothing("no_random")
     for quantity in QUANTITIES:
-        if quantity in found:
+        if quantity == "attack_ratio":
+            row = attack
+        elif quantity in found:
             row = estimate(found[quantity], mine.n_examples)
             first = 1 / mine.count
             if quantity == "midpoint" and row["outcome"] == "ok" and row["value"] <= first:
                 row["outcome"] = "at_first_unit"
         else:
-            row = nothing("no_repetitions" if quantity == "susceptibility" else "no_random")
+            row = nothing("no_repetitions")
         yield {"quantity": quantity, **row, **shared}
 
 
@@ -250,6 +253,32 @@ def nothing(outcome: Outcome) -> dict[str, Any]:
         Columns of a table.
     """
     return {"value": np.nan, "low": np.nan, "high": np.nan, "outcome": outcome}
+
+
+def ratio(above: np.ndarray, below: np.ndarray, n_examples: int) -> dict[str, Any]:
+    """A ratio of two midpoints with its 95% percentile interval.
+
+    Args:
+        above: The estimate, then resamples of it; infinite where it is beyond the curve.
+        below: The other, in the same draws.
+        n_examples: Number of examples behind them.
+
+    Returns:
+        Columns of a table. A draw in which both lie beyond their curves could be anything, so it
+        widens the interval on both sides.
+    """
+    if not (np.isfinite(above[0]) and np.isfinite(below[0])):
+        return nothing("not_reached")
+    with np.errstate(invalid="ignore"):
+        draws = above / below
+    if n_examples < 2:
+        return {
+            "value": float(draws[0]), "low": np.nan, "high": np.nan, "outcome": "too_few_examples"
+        }  # fmt: skip
+    unknown = np.isnan(draws)
+    low = np.quantile(np.where(unknown, 0.0, draws)[1:], 0.025, method="inverted_cdf")
+    high = np.quantile(np.where(unknown, np.inf, draws)[1:], 0.975, method="inverted_cdf")
+    return {"value": float(draws[0]), "low": float(low), "high": float(high), "outcome": "ok"}
 
 
 def estimate(draws: np.ndarray, n_examples: int) -> dict[str, Any]:
