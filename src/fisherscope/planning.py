@@ -76,6 +76,21 @@ class Plan(Result):
         grouped.columns = pd.Index(["rule", "n_tensors", "n_parameters"])
         return grouped.sort_values("n_parameters", ascending=False, ignore_index=True)
 
+    def beside(self, seconds: float, memory_bytes: int | None) -> str:
+        """What an estimate has taken, beside what was planned.
+
+        Args:
+            seconds: How long it took.
+            memory_bytes: Its peak beside the model; ``None`` if that is not known.
+
+        Returns:
+            A few words.
+        """
+        said = f"{_duration(seconds)} (planned {_duration(self.seconds)})"
+        if memory_bytes is not None:
+            said += f", {_size(memory_bytes)} (planned {_size(self.memory_bytes)})"
+        return said
+
     def __str__(self) -> str:
         frame = self.to_frame()
         width = max(len(rule) for rule in frame["rule"])
