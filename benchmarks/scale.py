@@ -40,8 +40,9 @@ def keep(found: dict) -> None:
     known[f"{found['size']}/{found['structure']}"] = found
     order = [f"{size}/{name}" for size in shapes.SIZES for name in shapes.STRUCTURES]
     text = json.dumps({key: known[key] for key in order if key in known}, indent=1) + "\n"
-    RESULTS.with_suffix(".new").write_text(text)
-    RESULTS.with_suffix(".new").replace(RESULTS)
+    new = RESULTS.with_suffix(f".{os.getpid()}")
+    new.write_text(text)
+    new.replace(RESULTS)
 
 
 def main() -> None:

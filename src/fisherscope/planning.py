@@ -9,19 +9,21 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fisherscope import specs
 from fisherscope.data import Example, batches
 from fisherscope.defaults import FisherConfig
 from fisherscope.engine.coverage import SLOW
+from fisherscope.engine.live import LiveBytes
 from fisherscope.engine.sweep import Sweep
 from fisherscope.partition import partition, sums_bytes
 from fisherscope.preparation import Prepared, prepare, settled
 from fisherscope.results import Result
 from fisherscope.structures.accumulation import accumulator, outline
 
-_TRIAL_EXAMPLES = 4
+# A trial of fewer tokens would measure overhead, one of more would be work.
+_TRIAL_EXAMPLES, _TRIAL_TOKENS = 16, 1024
 _TRIAL_COLUMNS = 4
 
 
@@ -36,10 +38,11 @@ class Plan(Result):
         n_tokens: Number of supervised tokens.
         passes: Backward passes per batch (for the longest batch).
         rounds: Passes over the data: two for EKFAC, more under a ``memory_limit``.
-        memory_bytes: Predicted peak beside the model: sums, for EKFAC the eigenvectors of all
-            factors, and what the largest batch keeps for its backward pass.
-        sums_bytes: The part of it that the sums take.
-        seconds: Predicted time, from a trial on a few examples.
+        memory_bytes: Predicted peak of the tensors beside the model: sums, for EKFAC the factors
+            and their eigenvectors, and what the largest batch needs; or what verifying the rules
+            takes, if that is more.
+        sums_bytes: The sums of the largest part of a ``memory_limit``, of all halves.
+        seconds: Predicted time, from a trial on a few examples; verifying the rules included.
         sizes: Requested parameter to number of elements.
     """
 
@@ -72,6 +75,21 @@ class Plan(Result):
         grouped = frame.groupby("rule")["n_parameters"].agg(["size", "sum"]).reset_index()
         grouped.columns = pd.Index(["rule", "n_tensors", "n_parameters"])
         return grouped.sort_values("n_parameters", ascending=False, ignore_index=True)
+
+    def beside(self, seconds: float, memory_bytes: int | None) -> str:
+        """What an estimate has taken, beside what was planned.
+
+        Args:
+            seconds: How long it took.
+            memory_bytes: Its peak beside the model; ``None`` if that is not known.
+
+        Returns:
+            A few words.
+        """
+        said = f"{_duration(seconds)} (planned {_duration(self.seconds)})"
+        if memory_bytes is not None:
+            said += f", {_size(memory_bytes)} (planned {_size(self.memory_bytes)})"
+        return said
 
     def __str__(self) -> str:
         frame = self.to_frame()
@@ -112,11 +130,13 @@ def plan(
     Returns:
         The plan; ``print`` shows it as a table.
     """
-    prepared = prepare(model, data, FisherConfig(**options))
-    return settled(prepared, lambda p: _plan(p, memory_limit))
+    found: list[Prepared] = []
+    with LiveBytes([*model.parameters(), *model.buffers()]) as live:
+        seconds = _timed(lambda: found.append(prepare(model, data, FisherConfig(**options))))
+    return settled(found[0], lambda p: _plan(p, memory_limit, seconds, live.peak))
 
 
-def _plan(prepared: Prepared, limit: int | str | None) -> Plan:
+def _plan(prepared: Prepared, limit: int | str | None, verifying: float, verified: int) -> Plan:
     stages = [prepared]
     if isinstance(prepared.spec, specs.EKFAC):
         stages = [_factors(prepared), prepared]
@@ -125,16 +145,17 @@ def _plan(prepared: Prepared, limit: int | str | None) -> Plan:
     labelling = prepared.labelling
     split = (labelling.split or labelling.columns) and prepared.likelihood.tokenwise
     longest = max(map(max, tokens)) if split else 1
-    trial = groups[len(groups) // 2][:_TRIAL_EXAMPLES]
+    middle = groups[len(groups) // 2]
+    trial = middle[: max(1, min(_TRIAL_EXAMPLES, _TRIAL_TOKENS // max(e.length for e in middle)))]
+    largest = max(groups, key=_padded)
     # The eigenvalues of an EKFAC are taken to cost what its factors do.
-    seconds, kept = _trial(stages[0], trial)
+    part = max(_parts(stages[0], limit), key=lambda part: part[1])[0]
+    seconds, needed = _trial(stages[0].only(part), trial, _padded(largest))
     work = _work(prepared, groups, bool(split)) / max(_work(prepared, [trial], bool(split)), 1)
     work *= max(1, labelling.columns / _TRIAL_COLUMNS)
-    sums = [size for stage in stages for size in _sums(stage, limit)]
-    most = max(sums) * (3 if prepared.config.halves else 1)
-    basis = sum(sums_bytes(stages[0]).values()) if len(stages) > 1 else 0
-    largest = max(_padded(group) for group in groups)
-    buffer = max(p.numel() for p in prepared.parameters.values()) * 4
+    sums = [[size for _, size in _parts(stage, limit)] for stage in stages]
+    peak = max(verified, *(_peak(*both, needed) for both in zip(stages, sums, strict=True)))
+    most = max(map(max, sums)) * (3 if prepared.config.halves else 1)
     return Plan(
         rules=outline(
             prepared.spec, prepared.parameters, prepared.coverage, prepared.config.unit
@@ -143,19 +164,38 @@ def _plan(prepared: Prepared, limit: int | str | None) -> Plan:
         n_examples=len(prepared.examples),
         n_tokens=sum(map(sum, tokens)),
         passes=longest * max(prepared.kept_sets, labelling.columns),
-        memory_bytes=most + basis + buffer + int(kept * largest / max(_padded(trial), 1)),
+        memory_bytes=peak,
         sums_bytes=most,
-        seconds=seconds * work * len(sums),
+        seconds=verifying + seconds * work * sum(map(len, sums)),
         sizes={name: p.numel() for name, p in prepared.parameters.items()},
-        rounds=len(sums),
+        rounds=sum(map(len, sums)),
     )
 
 
-def _sums(prepared: Prepared, limit: int | str | None) -> list[int]:
-    """Bytes of the sums of each pass over the data."""
+def _parts(prepared: Prepared, limit: int | str | None) -> list[tuple[tuple[str, ...], int]]:
+    """The parameters of each pass over the data, and the bytes of their sums."""
     sizes = sums_bytes(prepared)
-    parts = partition(prepared, limit)
-    return [sum(size for names, size in sizes.items() if names[0] in part) for part in parts]
+    return [
+        (part, sum(size for names, size in sizes.items() if names[0] in part))
+        for part in partition(prepared, limit)
+    ]
+
+
+def _peak(prepared: Prepared, sums: Sequence[int], needed: int) -> int:
+    """Bytes at once: what is kept of earlier parts and halves, and the pass at hand."""
+    config, largest = prepared.config, max(sums)
+    cpu = next(iter(prepared.parameters.values())).device.type == "cpu"
+    # Finished sums go to the CPU; elsewhere they are no burden on the device.
+    before = (sum(sums) - largest if cpu else 0) + (sum(sums) if cpu and config.halves else 0)
+    # Symmetric matrices are written out in full at the end, beside their upper halves.
+    spec = prepared.spec
+    twice = isinstance(spec, (specs.KFAC, specs.Block, specs.Dense))
+    apart = config.on_nonfinite == "skip" or prepared.coverage.scale is not None
+    during = largest * (2 if apart else 1) + needed
+    if isinstance(spec, specs.EKFAC):
+        before += 2 * sum(sums_bytes(_factors(prepared)).values())
+    after = largest * (1 + twice) if not config.halves else 2 * sum(sums)
+    return before + max(during, after)
 
 
 def _factors(prepared: Prepared) -> Prepared:
@@ -174,35 +214,40 @@ def _work(prepared: Prepared, groups: Sequence[Sequence[Example]], split: bool) 
     )
 
 
-def _trial(prepared: Prepared, trial: list[Example]) -> tuple[float, int]:
-    """Seconds of a pass over a few examples, and the bytes that autograd keeps for it."""
+def _trial(prepared: Prepared, trial: list[Example], padded: int) -> tuple[float, int]:
+    """Seconds of a pass over a few examples, and the bytes beside the sums for a larger batch."""
     sums = accumulator(prepared.spec, prepared.parameters, prepared.coverage, prepared.config.unit)
     labelling = prepared.labelling
     if labelling.columns:
         labelling = replace(labelling, columns=min(labelling.columns, _TRIAL_COLUMNS))
-    known = {p.untyped_storage().data_ptr() for p in prepared.model.parameters()}
-    kept: dict[int, int] = {}
+    model = prepared.model
+    known = [*model.parameters(), *model.buffers(), *sums.sums.values()]
+    found: list[tuple[int, int]] = []
+    with Sweep(model, prepared.likelihood, prepared.coverage) as sweep:
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    seconds = []
-    with Sweep(prepared.model, prepared.likelihood, prepared.coverage) as sweep:
-
-        def go() -> None:
-            sums.open_batch(len(trial), prepared.kept_sets, sweep.device)
+        def go(some: list[Example]) -> None:
+            sums.open_batch(len(some), prepared.kept_sets, sweep.device)
             inputs = sums.inputs if sums.needs_inputs else None
-            sweep.run(trial, labelling, sums.add, inputs=inputs, close=sums.close)
+            sweep.run(some, labelling, sums.add, inputs=inputs, close=sums.close)
             sums.batch_norms()
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            seconds.append(_timed(go))
-        if seconds[0] < 5:
-            seconds.append(_timed(go))
-    return min(seconds), sum(kept.values())
+        # Two sizes tell what grows with the batch from what doesn't; they warm up, too.
+        for some in (trial[: len(trial) // 2], trial):
+            if some:
+                with LiveBytes(known) as live:
+                    go(some)
+                found.append((_padded(some), live.peak))
+        seconds = _timed(lambda: go(trial))
+    return seconds, _extrapolated(found, padded)
+
+
+def _extrapolated(found: Sequence[tuple[int, int]], padded: int) -> int:
+    """Bytes of a batch of so many padded positions, from one or two smaller ones."""
+    size, needed = found[-1]
+    if len(found) == 1 or found[0][0] == size:
+        return int(needed * max(1.0, padded / size))
+    slope = max(0.0, (needed - found[0][1]) / (size - found[0][0]))
+    return int(needed + slope * max(0, padded - size))
 
 
 def _timed(go: Callable[[], None]) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,8 @@ from fisherscope.data import Example
 from fisherscope.defaults import FisherConfig
 from fisherscope.errors import IdentityError, StoreError
 from fisherscope.estimation import estimate, identity
+from fisherscope.metrics.footprint import Footprint
+from fisherscope.planning import Plan
 from fisherscope.store import FisherStore
 from fisherscope.structures import Fisher, Identity
 
@@ -120,6 +121,7 @@ def estimate_tasks(
     *,
     progress: bool = True,
     say: Callable[[str], None] = lambda _: None,
+    plans: Mapping[str, Plan] | None = None,
 ) -> dict[str, Estimated]:
     """Estimate what the store does not hold yet.
 
@@ -130,7 +132,9 @@ def estimate_tasks(
         store: Each Fisher is put there as soon as it is complete; the state of an
             unfinished one is kept beside them until then.
         progress: Whether progress bars are shown.
-        say: Called with a line of text at the beginning of each task.
+        say: Called with a line of text at the beginning of each task, and with what it took
+            at the end.
+        plans: Key to plan, to set beside what each task took. Default: ``None``.
 
     Returns:
         Key to Fisher, in the order of the tasks.
@@ -140,11 +144,14 @@ def estimate_tasks(
         found = name in store
         there = ": there already" if found else ""
         say(f"Fisher of {name} ({number} of {len(tasks)}){there}")
-        start = time.perf_counter()
-        if not found:
+        if found:
+            done[name] = Estimated(store[name], None)
+            continue
+        with Footprint(model) as taken:
             _estimate(model, name, examples, config, store, progress)
-        seconds = time.perf_counter() - start
-        done[name] = Estimated(store[name], None if found else seconds)
+        done[name] = Estimated(store[name], taken.seconds)
+        if plans is not None and name in plans:
+            say(f"Fisher of {name} took {plans[name].beside(taken.seconds, taken.bytes)}")
     return done
 
 

@@ -102,6 +102,7 @@ def _one(config: RunConfig, hooks: _Hooks) -> tuple[ModelAnalysis, dict[str, Any
         settings={"max_length": config.max_length},
         progress=hooks.progress,
         say=hooks.say,
+        plans=prepared.plans,
     )
     results = {**found.results, "run": _run_record(start, hooks.command, prepared.model)}
     write_tables(out / TABLES, tables_of(results))
@@ -193,6 +194,7 @@ def estimate_only(
         store,
         progress=progress,
         say=say,
+        plans=prepared.plans,
     )
 
 

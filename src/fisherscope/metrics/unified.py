@@ -20,6 +20,7 @@ from fisherscope.metrics.model_analysis import ModelAnalysis, analyze_model, use
 from fisherscope.metrics.model_comparison import ModelComparison, compare_models
 from fisherscope.metrics.modularity import ModularityMetrics
 from fisherscope.metrics.run_config import SPARSITY, DamageConfig
+from fisherscope.planning import Plan
 from fisherscope.results import Result
 from fisherscope.store import FisherStore
 
@@ -169,6 +170,7 @@ class UnifiedModelAnalyzer:
         settings: Mapping[str, Any] | None = None,
         progress: bool,
         say: Callable[[str], None],
+        plans: Mapping[str, Plan] | None = None,
     ) -> ModelAnalysis:
         """One model's part of :meth:`analyze`, for callers that load models one by one.
 
@@ -182,12 +184,16 @@ class UnifiedModelAnalyzer:
             settings: Further settings for the record. Default: none.
             progress: Whether progress bars are shown.
             say: Called with a line of text at the beginning of each step.
+            plans: Task name to plan, to set beside what each Fisher took. Default: ``None``.
 
         Returns:
             What was found about it.
         """
         keyed = {keys[task]: rows for task, rows in examples.items()}
-        done = estimate_tasks(model, keyed, self.config, self.store, progress=progress, say=say)
+        planned = plans and {keys[task]: plan for task, plan in plans.items()}
+        done = estimate_tasks(
+            model, keyed, self.config, self.store, progress=progress, say=say, plans=planned
+        )
         answers = {
             "top": self._top(keys),
             "asymmetry": self._asymmetry(model, examples, keys, damage, say),

@@ -7,15 +7,22 @@ import os
 import socket
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fisherscope.errors import StoreError
 
 try:
     import fcntl
-except ImportError:  # Windows: it refuses to rename what is open, which is not the same
+except ImportError:  # Windows
     fcntl = None
+try:
+    import msvcrt
+except ImportError:  # everywhere else
+    msvcrt = None
+
+# Windows lets nobody read what is locked: this byte lies behind everything that is written.
+_BYTE = 2**20
 
 WRITING, ESTIMATING = "writing", "estimating"
 LOCKS = (f".{WRITING}.", f".{ESTIMATING}.")
@@ -27,8 +34,7 @@ def only_one(place: Path, doing: str) -> Generator[None]:
     """Refuse to start while another process (or thread) does the same.
 
     A file with the owner beside ``place`` is locked, not merely there: whatever a killed
-    owner leaves is free again, and no clock decides that. Without ``fcntl`` (Windows) nothing
-    is refused.
+    owner leaves is free again, and no clock decides that.
 
     Args:
         place: What is written.
@@ -40,9 +46,6 @@ def only_one(place: Path, doing: str) -> Generator[None]:
     Raises:
         StoreError: If somebody else is at it; the message names process, host and age.
     """
-    if fcntl is None:
-        yield
-        return
     path = lock_file(place, doing)
     try:
         handle = _acquire(path, place, doing)
@@ -56,8 +59,7 @@ def only_one(place: Path, doing: str) -> Generator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
+        _remove(path, handle)
 
 
 def lock_file(place: Path, doing: str) -> Path:
@@ -82,11 +84,11 @@ def is_held(path: Path) -> bool:
     Returns:
         Whether somebody holds it now.
     """
-    if fcntl is None or not path.is_file():
+    if not path.is_file():
         return False
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if msvcrt else os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        _lock(handle, shared=True)
     except BlockingIOError:
         return True
     finally:
@@ -94,12 +96,35 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def _lock(handle: int, *, shared: bool = False) -> None:
+    """Lock a file until it is closed, or raise ``BlockingIOError`` at once."""
+    if fcntl is not None:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        return
+    assert msvcrt is not None
+    os.lseek(handle, _BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        raise BlockingIOError(*error.args) from error
+
+
+def _remove(path: Path, handle: int) -> None:
+    if fcntl is not None:
+        path.unlink(missing_ok=True)  # while it is still locked: nobody else's file is meant
+        os.close(handle)
+        return
+    # Windows removes no file that is open, and none that somebody else has opened since.
+    os.close(handle)
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
 def _acquire(path: Path, place: Path, doing: str) -> int:
-    assert fcntl is not None
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
             # The owner before may have removed the file after it was opened here.
             if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
                 _sign(handle)
@@ -122,12 +147,14 @@ def _acquire(path: Path, place: Path, doing: str) -> int:
 def _sign(handle: int) -> None:
     owner = {"process": os.getpid(), "host": socket.gethostname(), "since": time.time()}
     os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(owner).encode("ascii"), 0)
+    os.lseek(handle, 0, os.SEEK_SET)
+    os.write(handle, json.dumps(owner).encode("ascii"))
 
 
 def _owner(handle: int) -> str:
     try:
-        owner = json.loads(os.pread(handle, 4096, 0))
+        os.lseek(handle, 0, os.SEEK_SET)
+        owner = json.loads(os.read(handle, 4096))
         # A clock that was set back must not make an age negative.
         age = max(0.0, time.time() - float(owner["since"]))
         return f"process {owner['process']} on {owner['host']}, for {age:.0f} s"
