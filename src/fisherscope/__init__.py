@@ -46,7 +46,7 @@ from fisherscope.errors import (
     StoreError,
     TaskError,
 )
-from fisherscope.estimation import estimate
+from fisherscope.estimation import estimate, estimate_into
 from fisherscope.integrations.hub import from_hub, push_to_hub
 from fisherscope.metrics.base import FisherBase
 from fisherscope.metrics.bombshell import BombshellMetrics
@@ -106,6 +106,7 @@ __all__ = [
     "Plan",
     "SquaredGradients",
     "estimate",
+    "estimate_into",
     "from_hub",
     "from_optimizer",
     "load",

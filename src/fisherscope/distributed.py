@@ -7,7 +7,8 @@ went, so that an error, a signal or a death on one of them ends all of them.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -37,7 +38,10 @@ class Ranks:
     Attributes:
         rank: Number of this process.
         world: How many there are.
+        torn: Whether this rank has failed where others can't be told: nobody waits for them.
     """
+
+    torn = False
 
     def __init__(self, together: bool = True):
         self.rank, self.world = 0, 1
@@ -72,6 +76,8 @@ class Ranks:
             value = call()
         except BaseException as caught:  # what ends this rank has to end the others too
             error = caught
+            if self.torn:
+                raise
         said: list[Any] = [None] * self.world
         try:
             dist.all_gather_object(said, (_portable(error, self.rank), value), group=self._group)
@@ -98,12 +104,55 @@ class Ranks:
         """
         return self.each(lambda: call() if self.first else None)[0]  # type: ignore[return-value]
 
-    def sum(self, tensors: Iterable[Tensor]) -> None:
+    @contextmanager
+    def in_step(self, active: bool = True) -> Generator[None]:
+        """Do what sends messages of its own, which all ranks have to send together.
+
+        Args:
+            active: Whether it does. Default: ``True``.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            RankError: If another rank is lost.
+        """
+        try:
+            yield
+        except BaseException as error:
+            # The others are waiting for those messages, not for the news of this error.
+            self.torn = active and self.world > 1
+            if self.torn and isinstance(error, RuntimeError) and "gloo" in str(error).lower():
+                raise RankError(
+                    f"rank {self.rank} has lost another rank in the middle of a pass: look at what "
+                    "the others said last. The same call goes on from the last checkpoint."
+                ) from error
+            raise
+
+    def least(self, number: int) -> int:
+        """The least of one number of each rank; a few bytes.
+
+        Args:
+            number: This rank's.
+
+        Returns:
+            The same on every rank.
+        """
+        if self.world == 1:
+            return number
+        told = torch.tensor(number)
+        with self.in_step():
+            dist.all_reduce(told, op=dist.ReduceOp.MIN, group=self._group)
+        return int(told)
+
+    def sum(self, tensors: Iterable[Tensor], to: int | None = None) -> None:
         """Replace tensors by their sums over all ranks, to the same bits everywhere.
 
         Args:
             tensors: The same shapes and types in the same order on every rank; changed in
                 place.
+            to: The one rank that gets the sums, while the tensors of the others are spoilt.
+                Default: ``None``, all get them.
 
         Raises:
             RankError: If a rank has died.
@@ -113,7 +162,10 @@ class Ranks:
         try:
             for bucket in _buckets(tensors):
                 flat = torch.cat([part.cpu() for part in bucket])
-                dist.all_reduce(flat, group=self._group)
+                if to is None:
+                    dist.all_reduce(flat, group=self._group)
+                else:
+                    dist.reduce(flat, dst=to, group=self._group)
                 for part, summed in zip(bucket, flat.split([len(p) for p in bucket]), strict=True):
                     part.copy_(summed)
         except RuntimeError as lost:

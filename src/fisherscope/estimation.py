@@ -17,14 +17,16 @@ from fisherscope.data import Example
 from fisherscope.data import halves as split_in_halves
 from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, OnNonFinite, Sampling, Unit
 from fisherscope.distributed import Ranks
+from fisherscope.engine.away import check_shards, is_sharded
 from fisherscope.errors import IdentityError, ParameterError
 from fisherscope.naming import Selection
-from fisherscope.partition import partition
+from fisherscope.partition import partition, sums_bytes
 from fisherscope.passes import Pass
-from fisherscope.preparation import Prepared, settled
+from fisherscope.preparation import Prepared, Request, settled
 from fisherscope.structures import Fisher, Identity, KFACFisher
 from fisherscope.structures.columns import beside
 from fisherscope.structures.eigenvectors import decompose
+from fisherscope.structures.spread import Owners, hollow, save_spread
 
 
 @torch.inference_mode(False)
@@ -143,20 +145,82 @@ def estimate(
         halves=halves,
         on_nonfinite=on_nonfinite,
     )
-    kept = Checkpoint.of(checkpoint)
     ranks = Ranks(together=distributed)
+    kept = Checkpoint.of(checkpoint)
+    return _estimated(model, data, config, _Estimate(kept, progress, memory_limit, ranks), basis)
+
+
+@torch.inference_mode(False)
+def estimate_into(
+    path: str | Path,
+    model: nn.Module,
+    data: Any,
+    *,
+    progress: bool = True,
+    checkpoint: str | Path | Checkpoint | None = None,
+    memory_limit: int | str | None = None,
+    basis: KFACFisher | None = None,
+    **options: Any,
+) -> None:
+    """Estimate into a folder, so that no rank ever holds all sums of a large model.
+
+    Every rank of the process group makes this call. Each keeps the sums of some parameters: they
+    are added up there, not everywhere, and written by it as shards of one folder, which all ranks
+    have to see. :func:`fisherscope.load` reads it on any number of processes. With
+    ``memory_limit``, a rank holds at most that much of sums in work, beside those it keeps.
+
+    The eigenvectors of an EKFAC, and the factors that they are of, are held by every rank.
+
+    Args:
+        path: The folder; a Fisher already there is replaced once this one is complete.
+        model: As in :func:`fisherscope.estimate`, also sharded over the ranks.
+        data: As in :func:`fisherscope.estimate`.
+        progress: As in :func:`fisherscope.estimate`. Default: ``True``.
+        checkpoint: As in :func:`fisherscope.estimate`; its states hold all sums, and pass
+            through the first rank. Default: ``None``.
+        memory_limit: As in :func:`fisherscope.estimate`. Default: ``None``, one pass.
+        basis: As in :func:`fisherscope.estimate`. Default: ``None``.
+        **options: The options of :func:`fisherscope.estimate` other than ``distributed``.
+
+    The errors are those of :func:`fisherscope.estimate`, and ``StoreError`` on all ranks if the
+    folder can't be written by one of them.
+    """
+    ranks, kept = Ranks(), Checkpoint.of(checkpoint)
+    run = _Estimate(kept, progress, memory_limit, ranks, spread=True)
+    fisher = _estimated(model, data, FisherConfig(**options), run, basis)
+    save_spread(fisher, path, run.owners[0], ranks)
+
+
+def _estimated(
+    model: nn.Module, data: Any, config: FisherConfig, run: _Estimate, basis: KFACFisher | None
+) -> Fisher:
+    kept, ranks = run.checkpoint, run.ranks
+    asked: list[Request] = []
     found: list[Prepared] = []
 
-    def prepare() -> tuple[Any, ...]:
-        found.append(preparation.prepare(model, data, config))
-        shared = (batch_size, halves, on_nonfinite, memory_limit, kept is not None)
-        return found[0].identity, shared, found[0].coverage.text
+    def ask() -> tuple[Any, ...]:
+        asked.append(preparation.request(model, data, config))
+        check_shards(asked[0].model, ranks)
+        shared = (
+            config.batch_size,
+            config.halves,
+            config.on_nonfinite,
+            run.limit,
+            kept is not None,
+        )
+        return asked[0].identity(), shared, {}
 
+    def prepare() -> tuple[Any, ...]:
+        with ranks.in_step(is_sharded(asked[0].model)):
+            found.append(asked[0].prepared())
+        return found[0].identity, (), found[0].coverage.text
+
+    _same(ranks.each(ask))
     _same(ranks.each(prepare))
     with ExitStack() as stack:
         if kept is not None:
             ranks.once(lambda: stack.enter_context(kept.claimed()))
-        return _Estimate(kept, progress, memory_limit, ranks).whole(found[0], basis)
+        return run.whole(found[0], basis)
 
 
 @torch.inference_mode(False)
@@ -196,6 +260,8 @@ class _Estimate:
     progress: bool
     limit: int | str | None
     ranks: Ranks
+    spread: bool = False
+    owners: list[Owners] = dataclasses.field(default_factory=list)
 
     def whole(self, prepared: Prepared, basis: KFACFisher | None) -> Fisher:
         """All passes of an estimate."""
@@ -209,13 +275,18 @@ class _Estimate:
                 f"basis= is for structure='ekfac'; structure={str(prepared.spec)!r} has no "
                 "eigenbasis"
             )
+        if self.spread:
+            self.owners.append(Owners(sums_bytes(prepared, basis), self.ranks.world))
         if not prepared.config.halves:
             return self(prepared, prepared.examples, kept, "Fisher", basis)
         parts = []
         for number, part in enumerate(split_in_halves(prepared.examples)):
             place = _within(kept, f"half-{number}")
             parts.append(self(prepared, part, place, f"Fisher, half {number + 1}", basis))
-        return dataclasses.replace(parts[0] + parts[1], halves=(parts[0], parts[1]))
+        both = parts[0] + parts[1]
+        for owners in self.owners:
+            both = hollow(both, owners, self.ranks.rank)
+        return dataclasses.replace(both, halves=(parts[0], parts[1]))
 
     def factors(self, prepared: Prepared) -> KFACFisher:
         """The KFAC whose eigenbasis an EKFAC over the same examples uses."""
@@ -272,7 +343,8 @@ class _Estimate:
         basis: KFACFisher | None,
     ) -> Fisher:
         shown, ranks = self.progress, self.ranks
-        return Pass(prepared, examples, checkpoint, shown, title, basis, ranks).finish()
+        owners = self.owners[0] if self.owners else None
+        return Pass(prepared, examples, checkpoint, shown, title, basis, ranks, owners).finish()
 
 
 def _same(said: Sequence[tuple[Identity, tuple[Any, ...], dict[str, str]]]) -> None:

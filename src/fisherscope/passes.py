@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from fisherscope.checkpoint import Checkpoint, Pace
 from fisherscope.data import Example, batches, fingerprint
 from fisherscope.distributed import Ranks
+from fisherscope.engine.away import is_sharded
 from fisherscope.engine.sweep import Sweep
 from fisherscope.errors import IdentityError, NonFiniteError
 from fisherscope.interruption import Noted, whole_batches
@@ -20,6 +22,7 @@ from fisherscope.structures import Fisher, KFACFisher, Ledger, load
 from fisherscope.structures.accumulation import Accumulator, accumulator
 from fisherscope.structures.folder import stamp
 from fisherscope.structures.io import MANIFEST
+from fisherscope.structures.spread import Owners, hollow, placeholder
 
 TOKENS = 4096
 """Padded tokens of a batch, where no ``batch_size`` is given."""
@@ -37,6 +40,8 @@ class Pass:
         basis: KFAC whose eigenvectors an EKFAC uses. Default: ``None``.
         ranks: The processes that share the pass; each takes every so manieth batch. Default:
             this one.
+        owners: Which rank keeps which sums; the others then hold zeros in their place. Default:
+            ``None``, each keeps all.
     """
 
     def __init__(
@@ -48,12 +53,15 @@ class Pass:
         title: str,
         basis: KFACFisher | None = None,
         ranks: Ranks | None = None,
+        owners: Owners | None = None,
     ):
+        self.owners = owners
         self.prepared, self.examples = prepared, list(examples)
         self.checkpoint, self.progress, self.title = checkpoint, progress, title
         self.basis = basis
         self.parts: list[tuple[list[Example], np.ndarray]] = []
         self.skipped: list[str] = []
+        self.elsewhere: dict[str, Tensor] = {}
         self.ranks = ranks or Ranks(together=False)
         self.earlier = self.ranks.once(self._earlier)
         self.accumulator = self._opened()
@@ -117,7 +125,9 @@ class Pass:
         p, ranks = self.prepared, self.ranks
         tokens = [sum(p.likelihood.tokens(e) for g in groups for e in g) for groups in self.left]
         pace = Pace(self.checkpoint)
-        sweep = Sweep(p.model, p.likelihood, p.coverage)
+        together = ranks if is_sharded(p.model) else None
+        spare = min(self.examples, key=lambda e: e.length, default=None)
+        sweep = Sweep(p.model, p.likelihood, p.coverage, together, spare)
         shown = self.progress and ranks.first
         bar = tqdm(total=sum(tokens), desc=self.title, unit="token", disable=not shown)
         try:
@@ -131,21 +141,25 @@ class Pass:
                         self._part()
                         pace.written()
                     noted.obey()
-                fisher = self._joined()
-                self._save(fisher)
+                if self.checkpoint is None:
+                    fisher = self._joined(self.owners)
+                else:
+                    fisher = self._joined()
+                    self._save(fisher)
         except (KeyboardInterrupt, SystemExit):
             alone = self.checkpoint is not None and ranks.world == 1
             if alone and len(self.parts) > self.saved and self.accumulator.complete:
                 self._save(self._fisher())
             raise
-        return fisher
+        return fisher if self.owners is None else hollow(fisher, self.owners, ranks.rank)
 
     def _round(
         self, sweep: Sweep, groups: list[list[Example]], pace: Pace, noted: Noted
     ) -> tuple[bool, int | None]:
         """This rank's batch, if there is one for it; whether to save, and any signal."""
-        if self.ranks.rank < len(groups):
-            self._batch(sweep, groups[self.ranks.rank])
+        with sweep.steps.round():
+            if self.ranks.rank < len(groups):
+                self._batch(sweep, groups[self.ranks.rank])
         return pace.due(), noted.number
 
     def _save(self, fisher: Fisher) -> None:
@@ -154,17 +168,28 @@ class Pass:
             self.ranks.once(lambda: fisher.save(checkpoint.path))
             self.saved, self.written = len(self.parts), self.ranks.first
 
-    def _joined(self) -> Fisher:
-        """The Fisher over the examples of all ranks, on each of them."""
+    def _joined(self, owners: Owners | None = None) -> Fisher:
+        """The Fisher over the examples of all ranks, each with the sums of its own."""
         if self.ranks.world > 1:
             self.accumulator.complete = False
             known = {e.id: e for e in self.examples}
             mine = [([e.id for e in group], norms) for group, norms in self.parts]
             books = self.ranks.each(lambda: (mine, self.skipped))
-            self.ranks.sum(self.accumulator.sums.values())
+            self._add(owners)
             self.parts = [([known[i] for i in ids], n) for parts, _ in books for ids, n in parts]
             self.skipped = [name for _, skipped in books for name in skipped]
         return self._fisher()
+
+    def _add(self, owners: Owners | None) -> None:
+        sums = self.accumulator.sums
+        if owners is None:
+            self.ranks.sum(sums.values())
+            return
+        for rank in range(self.ranks.world):
+            theirs = [key for key in sums if owners.of(key) == rank]
+            self.ranks.sum([sums[key] for key in theirs], to=rank)
+            if rank != self.ranks.rank:
+                self.elsewhere |= {key: placeholder(sums.pop(key)) for key in theirs}
 
     def _part(self) -> None:
         """What was joined stays with the first rank; the others begin again from nothing."""
@@ -200,7 +225,7 @@ class Pass:
             self._score(sweep, group)
         except (MemoryError, RuntimeError) as error:
             halves = len(group) > 1 and self.prepared.config.unit != "batch"  # another unit
-            if not (_out_of_memory(error) and halves):
+            if not (_out_of_memory(error) and halves) or self.ranks.torn:
                 raise
             return False
         return True
@@ -260,7 +285,7 @@ class Pass:
         seen = [*done, *(e for e in self.examples if e.id in skipped)]
         fisher = Fisher.of_structure(p.identity.structure)(
             identity=dataclasses.replace(p.identity, data_fingerprint=fingerprint(seen)),
-            sums=self.accumulator.results(),
+            sums=self.accumulator.results() | self.elsewhere,
             ledger=Ledger(
                 ids=tuple(e.id for e in done),
                 tensors=tuple(p.parameters),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +15,7 @@ from fisherscope import specs
 from fisherscope.data import Example, examples, fingerprint
 from fisherscope.defaults import FisherConfig, FisherType, OnNonFinite, Sampling, Unit
 from fisherscope.distributed import unwrapped
+from fisherscope.engine.away import Absent, rest
 from fisherscope.engine.coverage import SLOW, Coverage, bind
 from fisherscope.engine.fingerprint import model_fingerprint
 from fisherscope.engine.layers import UnexpectedShapeError
@@ -168,6 +169,70 @@ def labelling(config: FisherConfig, width: int) -> Labelling:
     return Labelling(split=config.unit == "token")
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is asked for, as far as it can be checked without the model's weights.
+
+    Attributes:
+        model: The model.
+        config: The options.
+        examples: Labelled examples, each with at least one supervised token.
+        likelihood: The model's likelihood.
+        parameters: Requested name to parameter.
+    """
+
+    model: nn.Module
+    config: FisherConfig
+    examples: list[Example]
+    likelihood: Likelihood
+    parameters: dict[str, nn.Parameter]
+
+    def identity(self, fingerprint_of_model: str = "") -> Identity:
+        """Of the result.
+
+        Args:
+            fingerprint_of_model: The model's. Default: ``""``, not known yet.
+
+        Returns:
+            The identity.
+        """
+        dtypes = {str(p.dtype).removeprefix("torch.") for p in self.parameters.values()}
+        config = self.config
+        sampled = config.fisher_type == "mc"
+        return Identity(
+            fisher_type=config.fisher_type,
+            unit=config.unit,
+            structure=str(specs.parse(config.structure)),
+            likelihood=self.likelihood.name,
+            draws=config.draws if sampled else 1,
+            seed=config.seed if sampled else 0,
+            parameters={name: tuple(p.shape) for name, p in self.parameters.items()},
+            model_fingerprint=fingerprint_of_model,
+            data_fingerprint=fingerprint(self.examples),
+            dtype="+".join(sorted(dtypes)),
+            version=VERSION,
+            sampling=config.sampling if sampled else "labels",
+        )
+
+    def prepared(self) -> Prepared:
+        """Look at the weights, and let two examples through the model.
+
+        Returns:
+            The checked request.
+        """
+        check_finite(self.model)
+        rows, likelihood, parameters = self.examples, self.likelihood, self.parameters
+        return Prepared(
+            model=self.model,
+            config=self.config,
+            examples=rows,
+            likelihood=likelihood,
+            parameters=parameters,
+            coverage=cover(self.model, likelihood, rows, parameters),
+            identity=self.identity(model_fingerprint(self.model)),
+        )
+
+
 def prepare(model: nn.Module, data: Any, config: FisherConfig) -> Prepared:
     """Check everything that can be checked without a long pass.
 
@@ -180,11 +245,34 @@ def prepare(model: nn.Module, data: Any, config: FisherConfig) -> Prepared:
         The checked request; two examples have been through the model.
 
     Raises:
+        ParameterError: If parameters are sharded or offloaded.
+    """
+    found = request(model, data, config)
+    if away := [name for name, p in found.parameters.items() if isinstance(p, Absent)]:
+        raise ParameterError(
+            f"parameter {away[0]!r} is sharded over ranks, or offloaded: estimate() takes such "
+            "models, but nothing else does yet; use the model whole"
+        )
+    return found.prepared()
+
+
+def request(model: nn.Module, data: Any, config: FisherConfig) -> Request:
+    """Check everything that can be checked without a pass, and without a message to other ranks.
+
+    Args:
+        model: The model.
+        data: Anything that :func:`fisherscope.data.examples` takes.
+        config: The options.
+
+    Returns:
+        What is asked for.
+
+    Raises:
         DataError: If an example has no supervised token.
     """
     _check_options(config)
     model = unwrapped(model)
-    check_finite(model)
+    rest(model)
     parameters = select(model, config.parameters)
     with torch.random.fork_rng(devices=[]):  # a shuffling loader draws from the global state
         rows = examples(data, max_examples=config.max_examples)
@@ -198,15 +286,7 @@ def prepare(model: nn.Module, data: Any, config: FisherConfig) -> Prepared:
             + (f" and {len(mute) - 5} more" if len(mute) > 5 else "")
             + "; drop these rows, or raise max_length"
         )
-    return Prepared(
-        model=model,
-        config=config,
-        examples=rows,
-        likelihood=likelihood,
-        parameters=parameters,
-        coverage=cover(model, likelihood, rows, parameters),
-        identity=_identity(model, rows, config, likelihood, parameters),
-    )
+    return Request(model, config, rows, likelihood, parameters)
 
 
 def identity(model: nn.Module, data: Any, config: FisherConfig) -> Identity:
@@ -224,32 +304,9 @@ def identity(model: nn.Module, data: Any, config: FisherConfig) -> Identity:
     rows = examples(data, max_examples=config.max_examples) if len(data) else []
     likelihood = resolve(model, config.likelihood, rows)
     rows = likelihood.complete(rows, sampled=config.fisher_type != "empirical")
-    return _identity(model, rows, config, likelihood, select(model, config.parameters))
-
-
-def _identity(
-    model: nn.Module,
-    rows: Sequence[Example],
-    config: FisherConfig,
-    likelihood: Likelihood,
-    parameters: dict[str, nn.Parameter],
-) -> Identity:
-    dtypes = {str(p.dtype).removeprefix("torch.") for p in parameters.values()}
-    sampled = config.fisher_type == "mc"
-    return Identity(
-        fisher_type=config.fisher_type,
-        unit=config.unit,
-        structure=str(specs.parse(config.structure)),
-        likelihood=likelihood.name,
-        draws=config.draws if sampled else 1,
-        seed=config.seed if sampled else 0,
-        parameters={name: tuple(p.shape) for name, p in parameters.items()},
-        model_fingerprint=model_fingerprint(model),
-        data_fingerprint=fingerprint(rows),
-        dtype="+".join(sorted(dtypes)),
-        version=VERSION,
-        sampling=config.sampling if sampled else "labels",
-    )
+    parameters = select(model, config.parameters)
+    asked = Request(model, config, list(rows), likelihood, parameters)
+    return asked.identity(model_fingerprint(model))
 
 
 def _check_options(config: FisherConfig) -> None:

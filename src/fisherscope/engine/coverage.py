@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from fisherscope.engine.away import owners
 from fisherscope.engine.head import FusedHead, Head
 from fisherscope.engine.layers import rule_for
 from fisherscope.engine.observer import BoundRule
-from fisherscope.engine.quantised import stored
 
 SLOW = "one example at a time through autograd"
 
@@ -98,17 +98,17 @@ def bind(
     Returns:
         A coverage in which each requested parameter occurs exactly once.
     """
-    names = {id(stored(parameter)): name for name, parameter in requested.items()}
+    names = owners(model, requested)
+    used: dict[int, dict[str, str]] = {}
+    for (module_id, local), name in names.items():
+        if name not in slow:
+            used.setdefault(module_id, {})[local] = name
     fused = head.module if isinstance(head, FusedHead) else None
     bound: list[BoundRule] = []
     labels: dict[str, list[str]] = {}
-    owners: dict[str, str] = {}
+    without: dict[str, str] = {}
     for module in model.modules():
-        own = {
-            local: names[id(p)]
-            for local, p in module.named_parameters(recurse=False)
-            if id(p) in names and names[id(p)] not in slow
-        }
+        own = used.get(id(module), {})
         if not own or module is fused:
             continue
         rule = rule_for(module)
@@ -116,7 +116,7 @@ def bind(
             if rule is not None and local in rule.parameters:
                 labels.setdefault(name, []).append(rule.label)
             else:
-                owners.setdefault(name, f"{type(module).__name__}.{local} has no fast rule")
+                without.setdefault(name, f"{type(module).__name__}.{local} has no fast rule")
         if rule is not None:
             covered = {local: name for local, name in own.items() if local in rule.parameters}
             bound.append(BoundRule(rule, covered))
@@ -130,7 +130,7 @@ def bind(
             labels.setdefault(name, []).append("fused head" if local == "weight" else "head bias")
     # A second owner without a rule does no harm by itself: verification tells whether the
     # parameter is really used there.
-    uncovered = {n: slow.get(n) or owners[n] for n in requested if n not in labels}
+    uncovered = {n: slow.get(n) or without[n] for n in requested if n not in labels}
     uses = [(b.names, b.rule.factored) for b in bound if b.names]
     if isinstance(head, FusedHead) and head.names:
         uses.append((head.names, True))
@@ -144,9 +144,9 @@ def bind(
         },
         single=single,
         outputs_second=frozenset(
-            names[id(module.weight)]
+            names[id(module), "weight"]
             for module in model.modules()
-            if _stores_outputs_second(module) and id(module.weight) in names
+            if _stores_outputs_second(module) and (id(module), "weight") in names
         ),
         width=width,
         factored=_factored(uses, set(uncovered)),

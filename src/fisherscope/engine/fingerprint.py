@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fisherscope.engine.away import state
+
 _SAMPLES = 65536
 
 
@@ -16,7 +18,9 @@ def model_fingerprint(model: nn.Module) -> str:
     """Hash of a model's weights and persistent buffers.
 
     Names, types, shapes, the float64 sum of each tensor, and its bytes (of 65,536 evenly
-    spaced entries where it is larger) go in, so a 7B model takes a second or two.
+    spaced entries where it is larger) go in, so a 7B model takes a second or two. A model that is
+    sharded or offloaded has the fingerprint that it has whole; if it is sharded, every rank has
+    to ask for it.
 
     Args:
         model: Any module.
@@ -24,20 +28,21 @@ def model_fingerprint(model: nn.Module) -> str:
     Returns:
         32 hexadecimal digits.
     """
-    return state_fingerprint(model.state_dict(keep_vars=False))
+    return state_fingerprint(state(model))
 
 
-def state_fingerprint(state: Mapping[str, Any]) -> str:
+def state_fingerprint(held: Mapping[str, Any]) -> str:
     """Hash of weights and persistent buffers; :func:`model_fingerprint` of the model they are of.
 
     Args:
-        state: What ``state_dict()`` gave; entries that are no tensors don't count.
+        held: What ``state_dict()`` gave; entries that are no tensors don't count.
 
     Returns:
         32 hexadecimal digits.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(state.items()):
+    for name in sorted(held):
+        tensor = held[name]
         if not isinstance(tensor, torch.Tensor):
             continue
         flat = tensor.detach().reshape(-1)

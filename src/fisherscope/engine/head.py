@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fisherscope.data import Batch, Example, collate
+from fisherscope.engine.away import device_of, rest
 from fisherscope.engine.observer import Observer, Sink
 from fisherscope.engine.scores import MatrixScore, VectorScore
 from fisherscope.errors import LikelihoodError
@@ -76,7 +77,7 @@ def make_batch(model: nn.Module, examples: Sequence[Example]) -> Batch:
         The batch.
     """
     pad_id = getattr(getattr(model, "config", None), "pad_token_id", None)
-    device = next(model.parameters()).device
+    device = device_of(model)
     return collate(examples, pad_id if isinstance(pad_id, int) and pad_id >= 0 else 0).to(device)
 
 
@@ -94,20 +95,30 @@ def call_model(model: nn.Module, batch: Batch) -> Tensor:
     extra = {"use_cache": False} if getattr(config, "use_cache", None) is not None else {}
     if torch.is_grad_enabled():
         return model_output(batch.call(model, **extra))
-    with warnings.catch_warnings():
-        # Checkpointing warns that nothing will get a gradient; here nothing is meant to.
-        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
-        return model_output(batch.call(model, **extra))
+    try:
+        with warnings.catch_warnings():
+            # Checkpointing warns that nothing will get a gradient; here nothing is meant to.
+            warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
+            return model_output(batch.call(model, **extra))
+    finally:
+        rest(model)  # a backward pass would have done so
 
 
 class PlainHead:
-    """The model's own output is the end of the graph."""
+    """The model's own output is the end of the graph.
+
+    Args:
+        likelihood: The model's likelihood.
+        last: Requested parameters of a layer whose output is the model's own, so that only
+            supervised positions have gradient in it. Default: none.
+    """
 
     fused = False
     names: dict[str, str] = {}
 
-    def __init__(self, likelihood: Likelihood):
+    def __init__(self, likelihood: Likelihood, last: frozenset[str] = frozenset()):
         self.likelihood = likelihood
+        self.last = last
 
     @contextmanager
     def installed(self) -> Generator[None]:
@@ -168,6 +179,7 @@ class FusedHead:
         self.likelihood = likelihood
         self.module = module
         self.names = names  # local -> requested name, of the parameters asked for
+        self.last = frozenset(names.values())
 
     @contextmanager
     def installed(self) -> Generator[None]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fisherscope.engine.quantised import stored
+from fisherscope.engine.away import stored
 from fisherscope.errors import NonFiniteError, ParameterError
 
 

@@ -19,6 +19,7 @@ from fisherscope.engine.formats import unscaled
 from fisherscope.engine.layers import Rule, TappedRule, UnexpectedShapeError
 from fisherscope.engine.probe import watch
 from fisherscope.engine.scores import EmbeddingScore, MatrixScore, Score, cross_rows
+from fisherscope.engine.steps import Steps
 
 Sink = Callable[[str, Score, slice, int], None]
 
@@ -118,6 +119,7 @@ class Observer:
         self._counting = False
         self._inputs: Callable[[str, Tensor], None] | None = None
         self._sink: Sink | None = None
+        self._error: Exception | None = None
         self._draw = 0
 
     def __enter__(self) -> Observer:
@@ -193,10 +195,13 @@ class Observer:
                 uses.ids.append(saved[0])
         name = bound.names.get("weight")
         if self._inputs is not None and name is not None:
-            with torch.no_grad():
-                rows = bound.rule.inputs(saved, self._batch)
-            if rows is not None:
-                self._inputs(name, rows)
+            try:
+                with torch.no_grad():
+                    rows = bound.rule.inputs(saved, self._batch)
+                if rows is not None:
+                    self._inputs(name, rows)
+            except Exception as error:
+                self._inputs, self._error = None, error
 
     # -- one batch ------------------------------------------------------------------
 
@@ -226,11 +231,21 @@ class Observer:
         for name, kind in (extra or {}).items():
             self._uses.setdefault(name, _Uses()).kinds[kind] += 1
         try:
-            return run()
+            output = run()
         finally:
             self._counting, self._inputs = False, None
+        self._raise()
+        return output
 
-    def backward(self, output: Tensor, cotangent: Tensor, draw: int, sink: Sink, retain: bool):
+    def backward(
+        self,
+        output: Tensor,
+        cotangent: Tensor,
+        draw: int,
+        sink: Sink,
+        retain: bool,
+        steps: Steps | None = None,
+    ) -> None:
         """Backpropagate one set of label scores through the graph of the last forward pass.
 
         Args:
@@ -240,15 +255,33 @@ class Observer:
             draw: Number of the set of labels, handed to the sink.
             sink: Receives (name, score, rows of the batch, draw).
             retain: Whether another backward pass over the same graph follows.
+            steps: Who takes it. Default: ``None``, this process for itself.
         """
-        self._sink, self._draw = sink, draw
-        try:
-            if output.requires_grad:
-                output.backward(cotangent.to(output.dtype), retain_graph=retain)
+        self._draw = draw
+
+        def walk(keep: bool) -> None:
+            with self._handing(sink):
+                output.backward(cotangent.to(output.dtype), retain_graph=retain or keep)
+
+        if output.requires_grad:
+            (steps or Steps()).backward(walk)
+        self._raise()
+        with self._handing(sink):
             self._flush()
+
+    @contextmanager
+    def _handing(self, sink: Sink) -> Generator[None]:
+        self._sink = sink
+        try:
+            yield
         finally:
             self._sink = None
             self._anchor.grad = None
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     @contextmanager
     def paused(self) -> Generator[None]:
@@ -265,12 +298,14 @@ class Observer:
 
     def finish(self) -> None:
         """Forget the batch."""
-        self._batch = 0
+        self._batch, self._error = 0, None
         self._uses = {}
 
     # -- scores ---------------------------------------------------------------------
 
     def _score(self, bound: BoundRule, saved: tuple[Tensor, ...], gradient: Tensor) -> None:
+        if self._sink is None or self._error is not None:
+            return
         try:
             # Not in the forward pass: a use that gets no gradient may have any layout (DoRA
             # sends a unit matrix through its adapters to learn a norm).
@@ -285,6 +320,9 @@ class Observer:
                         self._arrive(bound.names[local], score)
         except UnexpectedShapeError as error:
             self._fail(bound, error)
+        except Exception as error:
+            # Raised behind the pass: other ranks may be waiting for its later messages.
+            self._error = error
 
     def _arrive(self, name: str, score: Score) -> None:
         assert self._sink is not None

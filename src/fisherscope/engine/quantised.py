@@ -15,21 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fisherscope.engine.away import Absent, Displacement, added
 from fisherscope.errors import CoverageError
 
 
-class StandIn(nn.Parameter):
-    """A displacement [out, in] of the matrix that a layer's integers stand for; zero.
-
-    It holds a single element until something is added to it.
+class StandIn(Displacement):
+    """A displacement [out, in] of the matrix that a layer's integers stand for.
 
     Attributes:
         modules: The layers that share the integers.
-        stored: The integers.
     """
 
     modules: tuple[nn.Linear, ...]
-    stored: Tensor
 
 
 def stand_in(modules: Sequence[nn.Linear]) -> StandIn:
@@ -46,18 +43,6 @@ def stand_in(modules: Sequence[nn.Linear]) -> StandIn:
     made = StandIn(zero.expand(first.out_features, first.in_features), requires_grad=False)
     made.modules, made.stored = tuple(modules), first.weight
     return made
-
-
-def stored(parameter: nn.Parameter) -> Tensor:
-    """The tensor that the model itself holds for a requested parameter.
-
-    Args:
-        parameter: A requested parameter.
-
-    Returns:
-        The integers behind a stand-in; any other parameter itself.
-    """
-    return parameter.stored if isinstance(parameter, StandIn) else parameter
 
 
 def usable(model: nn.Module, wanted: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -88,15 +73,17 @@ def usable(model: nn.Module, wanted: Mapping[str, nn.Parameter]) -> dict[str, nn
 
 @contextmanager
 def movable(parameters: Iterable[nn.Parameter]) -> Generator[None]:
-    """Let quantised layers compute with their weight plus its stand-in.
+    """Let layers compute with their parameters plus the displacements in their place.
 
     Args:
-        parameters: Requested parameters; those that are not quantised need nothing.
+        parameters: Requested parameters; those that the model itself holds need nothing.
 
     Yields:
         Nothing.
     """
+    parameters = list(parameters)
     with ExitStack() as stack:
+        stack.enter_context(added([p for p in parameters if isinstance(p, Absent)]))
         for parameter in parameters:
             if isinstance(parameter, StandIn):
                 for module in parameter.modules:

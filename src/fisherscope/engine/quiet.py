@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fisherscope.engine.away import device_of, rest
+
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Generator[None]:
@@ -25,11 +27,12 @@ def undisturbed(model: nn.Module) -> Generator[None]:
     Yields:
         Nothing.
     """
+    rest(model)
     modes = {module: module.training for module in model.modules()}
     frozen = {parameter: parameter.requires_grad for parameter in model.parameters()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     rates: list[tuple[Any, str, float]] = []
-    device = next((p.device.type for p in model.parameters()), "cpu")
+    device = device_of(model).type
     cpu_state = torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
@@ -50,6 +53,7 @@ def undisturbed(model: nn.Module) -> Generator[None]:
         with torch.inference_mode(False), torch.autocast(device, enabled=False):
             yield
     finally:
+        rest(model)
         for holder, name, value in rates:
             setattr(holder, name, value)
         for module, training in modes.items():

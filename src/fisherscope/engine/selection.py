@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from fisherscope.engine.away import is_away, reachable, rest, state
+from fisherscope.engine.offloaded import tied
 from fisherscope.engine.quantised import usable
 from fisherscope.errors import NonFiniteError, ParameterError
 from fisherscope.naming import Layers, Selection, Selector, address, described, selectors, stacks
@@ -34,28 +36,34 @@ def select(model: nn.Module, selection: Selection = None) -> dict[str, nn.Parame
 
     Returns:
         Name to parameter in the model's order; for a quantised weight a stand-in of the
-        shape [out, in] that it has unquantised.
+        shape [out, in] that it has unquantised, for one that is sharded or offloaded a
+        displacement of its whole shape.
 
     Raises:
         ParameterError: If the model has no parameters, or a selector is of no known kind or
             takes none of them.
     """
     canonical = {id(parameter): name for name, parameter in model.named_parameters()}
-    everything = dict(model.named_parameters())
+    further = tied(model)
+    everything = {n: p for n, p in model.named_parameters() if n not in further}
     if not everything:
         raise ParameterError(f"{type(model).__name__} has no parameters at all")
     if selection is None:
-        return {n: p for n, p in everything.items() if p.is_floating_point()}
+        floating = {n: p for n, p in everything.items() if p.is_floating_point()}
+        return reachable(model, floating, further)
     wanted: set[str] = set()
     aliases = dict(model.named_parameters(remove_duplicate=False))
     for selector in selectors(selection):
-        found = {canonical[id(aliases[name])] for name in _taken(selector, aliases)}
+        found = {
+            further.get(name) or canonical[id(aliases[name])] for name in _taken(selector, aliases)
+        }
         if not found:
             raise ParameterError(
                 f"no parameter matches {described(selector)}{_hint(selector, aliases)}"
             )
         wanted |= found
-    return usable(model, {n: p for n, p in everything.items() if n in wanted})
+    taken = {n: p for n, p in everything.items() if n in wanted}
+    return reachable(model, usable(model, taken), further)
 
 
 def _taken(selector: Selector, aliases: dict[str, nn.Parameter]) -> list[str]:
@@ -109,13 +117,15 @@ def check_finite(model: nn.Module) -> None:
     Raises:
         NonFiniteError: If a parameter holds NaN or infinite values; every one is named.
     """
-    broken = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.is_floating_point()
-        and not bool(torch.isfinite(parameter.detach().sum()))
-        and not bool(torch.isfinite(parameter.detach()).all())
-    ]
+    rest(model)
+    whole = state(model)
+    broken = []
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            continue
+        held = whole[name] if is_away(parameter) else parameter.detach()
+        if not bool(torch.isfinite(held.sum())) and not bool(torch.isfinite(held).all()):
+            broken.append(name)
     if broken:
         shown = ", ".join(broken[:8]) + (f" and {len(broken) - 8} more" if len(broken) > 8 else "")
         raise NonFiniteError(

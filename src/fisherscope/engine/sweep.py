@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fisherscope.data import Batch, Example, keyed_uniforms
+from fisherscope.distributed import Ranks
+from fisherscope.engine.away import device_of
 from fisherscope.engine.coverage import Coverage
 from fisherscope.engine.formats import next_scale
 from fisherscope.engine.head import call_model, make_batch
@@ -20,6 +22,7 @@ from fisherscope.engine.probe import anchored
 from fisherscope.engine.quiet import undisturbed
 from fisherscope.engine.scores import DenseScore, Score
 from fisherscope.engine.slow import one_by_one
+from fisherscope.engine.steps import InStep, Steps
 from fisherscope.labels import Column, Drawn, Signs, Wanted
 from fisherscope.likelihoods import IGNORE, Likelihood
 
@@ -70,16 +73,29 @@ class Sweep:
         model: The model; it comes back untouched.
         likelihood: Its likelihood.
         coverage: What covers which parameter.
+        ranks: All ranks, if the model is sharded over them; each rank then runs its batches
+            within rounds of ``steps``. Default: ``None``.
+        spare: An example for passes that count nothing; with ``ranks`` only. Default: ``None``.
     """
 
-    def __init__(self, model: nn.Module, likelihood: Likelihood, coverage: Coverage):
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: Likelihood,
+        coverage: Coverage,
+        ranks: Ranks | None = None,
+        spare: Example | None = None,
+    ):
         self.model = model
         self.likelihood = likelihood
         self.coverage = coverage
         self.observer = Observer(coverage.rules)
         self.observer.scale = coverage.scale or 1.0
+        self.steps = Steps()
+        if ranks is not None and spare is not None:
+            self.steps = InStep(ranks, lambda: self._uncounted(spare))
         self._stack = ExitStack()
-        self.device = next(model.parameters()).device
+        self.device = device_of(model)
 
     def __enter__(self) -> Sweep:
         self._stack.enter_context(undisturbed(self.model))
@@ -158,9 +174,9 @@ class Sweep:
             with torch.enable_grad(), head.installed():
                 output = observer.forward(
                     extent_of(batch, self.likelihood.tokenwise),
-                    lambda: call_model(self.model, batch),
+                    lambda: self.steps.forward(lambda: call_model(self.model, batch)),
                     kinds,
-                    inputs and masked(inputs, self._active(batch, targets)),
+                    inputs and self._masked(inputs, batch, targets),
                 )
             if inputs is not None and head.fused and "weight" in head.names:
                 inputs(head.names["weight"], output.detach(), targets != IGNORE)
@@ -178,6 +194,10 @@ class Sweep:
         finally:
             observer.finish()
         return loss
+
+    def _uncounted(self, example: Example) -> Tensor:
+        with torch.enable_grad(), self.observer.paused():
+            return call_model(self.model, make_batch(self.model, [example]))
 
     def _draws(self, batch: Batch, targets: Tensor, labelling: Labelling) -> list[Wanted]:
         if not labelling.draws:
@@ -218,6 +238,14 @@ class Sweep:
             for start in range(0, count, step)
         ]  # fmt: skip
 
+    def _masked(
+        self, inputs: Inputs, batch: Batch, targets: Tensor
+    ) -> Callable[[str, Tensor], None]:
+        deliver = masked(inputs, self._active(batch, targets))
+        at_end = masked(inputs, targets != IGNORE if targets.ndim == 2 else None)
+        last = self.coverage.head.last
+        return lambda name, a: (at_end if name in last else deliver)(name, a)
+
     def _active(self, batch: Batch, targets: Tensor) -> Tensor | None:
         """Positions that can carry gradient: real ones, not after the last supervised one."""
         mask = batch.inputs.get("attention_mask")
@@ -245,7 +273,7 @@ class Sweep:
         for place, labels in enumerate(sets):
             number = group.first + place
             retain = not last or place < len(sets) - 1
-            self.observer.backward(output, labels.cotangent, number, sink, retain)
+            self.observer.backward(output, labels.cotangent, number, sink, retain, self.steps)
             wanted = group.wanted[place] if group.wanted else None
             # A drawn label is kept rather than drawn again: rounding might draw another.
             used.append((number, labels.labels, None if isinstance(wanted, Drawn) else wanted))
@@ -266,7 +294,7 @@ class Sweep:
 
             labels = [(own(one), what and what.map(own)) for _, one, what in used]
             slow, scale = self.coverage.slow, self.observer.scale
-            found = one_by_one(self.model, self.likelihood, batch, labels, slow, scale)
+            found = one_by_one(self.model, self.likelihood, batch, labels, slow, scale, self.steps)
             for (number, _, _), gradients in zip(used, found, strict=True):
                 for name, gradient in gradients.items():
                     score = DenseScore(1, lambda _, g=gradient: g.unsqueeze(0))

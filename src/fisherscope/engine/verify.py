@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fisherscope.data import Example
+from fisherscope.engine.away import is_away, owners
 from fisherscope.engine.coverage import Coverage, bind
 from fisherscope.engine.formats import coarsest, first_scale, formats_used, next_scale
 from fisherscope.engine.head import FusedHead, Head, PlainHead, call_model, make_batch
@@ -153,7 +154,7 @@ def _head(
     plain = PlainHead(likelihood)
     getter = getattr(model, "get_output_embeddings", None)
     module = getter() if callable(getter) and likelihood.tokenwise else None
-    if type(module) is not nn.Linear or "forward" in vars(module):
+    if not isinstance(module, nn.Linear):
         return plain
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -173,17 +174,17 @@ def _head(
     if hidden.dtype != module.weight.dtype:
         return plain  # the model casts one of them, in a way that is not known here
     whole = hidden.shape[:2] == likelihood.targets(batch).shape
-    expected = F.linear(hidden, module.weight, module.bias)
     if not whole or output.shape != logits.shape or not torch.equal(output.float(), logits.float()):
         return plain
+    places = owners(model, requested).items()
+    own = {local: name for (owner, local), name in places if owner == id(module)}
+    own_forward = type(module) is nn.Linear and "forward" not in vars(module)
+    if not own_forward or is_away(module.weight):
+        # It has to be used where it is: in the model.
+        return PlainHead(likelihood, frozenset(own.values()))
+    expected = F.linear(hidden, module.weight, module.bias)
     if not torch.allclose(expected.float(), output.float(), rtol=1e-4, atol=1e-5):
         return plain
-    names = {id(parameter): name for name, parameter in requested.items()}
-    own = {
-        local: names[id(parameter)]
-        for local, parameter in module.named_parameters(recurse=False)
-        if id(parameter) in names
-    }
     return FusedHead(likelihood, module, own)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,13 +38,12 @@ def write_folder(
             it is left alone.
         fill: Called with an empty folder; writes into it and seals it.
 
-    Raises:
-        StoreError: If the folder can't be written, is being written by another process, or
-            holds something else.
+    A folder that can't be written, is being written by another process, or holds something else
+    raises :class:`StoreError`.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(_SAVING + target.name)
-    try:
+    with told(target):
         _refuse_foreign(target, manifest, owned)
         target.parent.mkdir(parents=True, exist_ok=True)
         with only_one(target, WRITING):
@@ -56,6 +56,23 @@ def write_folder(
                 _swap(temporary, target)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def told(target: Path) -> Generator[None]:
+    """Say what could not be written.
+
+    Args:
+        target: What is written inside ``with``.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        StoreError: If it can't be written.
+    """
+    try:
+        yield
     except StoreError:
         raise
     except (OSError, SafetensorError) as error:

@@ -21,6 +21,7 @@ from fisherscope.structures.manifest import described_by, read_json, seal, unsea
 from fisherscope.structures.shards import read_tensors, write_tensors
 
 MANIFEST = "fisher.json"
+Shards = Callable[[Fisher, Path], None]
 FORMAT = "fisherscope-fisher"
 FORMAT_VERSION = 1
 # What makes of a manifest of version n one of n + 1, under n.
@@ -31,6 +32,8 @@ _OWNED = re.compile(
     r"|(sums|ledger)(-\d{5}-of-\d{5})?\.safetensors|(sums|ledger)\.safetensors\.index\.json"
 )
 _AVERAGE = "ema"
+STEM = "sums"
+"""Beginning of the names of the files with the sums."""
 _ARRAYS = ("squares", "tokens", "draw_variance", "draw_variance_total", "groups")
 
 
@@ -40,6 +43,7 @@ def save(
     *,
     max_shard_size: int | str = "5GB",
     average: FisherEMA | None = None,
+    shards: Shards | None = None,
 ) -> None:
     """Write a Fisher to a folder.
 
@@ -53,12 +57,15 @@ def save(
         max_shard_size: Largest safetensors file, in bytes or as text. Default: ``"5GB"``.
         average: The moving average that goes with it, written with it or not at all.
             Default: ``None``.
+        shards: Puts the sums of the Fisher, and of its halves, into a folder of their own each.
+            Default: ``None``, which writes them.
     """
 
     def fill(folder: Path) -> None:
         if average is not None:
             average.save(folder / _AVERAGE)
-        _fill(fisher, folder, max_shard_size, average is not None)
+        write = shards or (lambda f, into: write_tensors(into, STEM, f.sums, max_shard_size))
+        _fill(fisher, folder, write, average is not None)
 
     write_folder(path, MANIFEST, _OWNED, fill)
 
@@ -104,20 +111,19 @@ def load(path: str | Path) -> Fisher:
     return fisher
 
 
-def _fill(fisher: Fisher, folder: Path, max_shard_size: int | str, averaged: bool = False) -> None:
+def _fill(fisher: Fisher, folder: Path, shards: Shards, averaged: bool = False) -> None:
     ledger = fisher.ledger
-    write_tensors(folder, "sums", fisher.sums, max_shard_size)
+    shards(fisher, folder)
     arrays = {name: getattr(ledger, name) for name in _ARRAYS}
     write_tensors(
         folder,
         "ledger",
         {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None},
-        max_shard_size,
     )
     write_json(folder / "ledger.json", {"ids": ledger.ids, "tensors": ledger.tensors})
     for number, half in enumerate(fisher.halves or ()):
         (folder / f"half-{number}").mkdir()
-        _fill(half, folder / f"half-{number}", max_shard_size)
+        _fill(half, folder / f"half-{number}", shards)
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -150,7 +156,7 @@ def _rebuild(content: dict[str, Any], folder: Path) -> Fisher:
     arrays: dict[str, np.ndarray] = {
         name: tensor.numpy() for name, tensor in read_tensors(folder, "ledger").items()
     }
-    sums = read_tensors(folder, "sums")
+    sums = read_tensors(folder, STEM)
     identity = Identity.from_json(content["identity"])
     halves = (_read(folder / "half-0"), _read(folder / "half-1")) if content["halves"] else None
     layout = tuple(BlockLayout.from_json(block) for block in content.get("layout", ()))

@@ -33,7 +33,19 @@ def write_tensors(
         shard = {name: tensors[name].contiguous() for name in names}
         save_file(shard, folder / file, metadata={"format": "pt"})
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-    write_json(folder / f"{stem}.safetensors.index.json", index)
+    write_json(folder / index_of(stem), index)
+
+
+def index_of(stem: str) -> str:
+    """Name of the file that says which tensor is in which shard.
+
+    Args:
+        stem: Beginning of the file names.
+
+    Returns:
+        The name.
+    """
+    return f"{stem}.safetensors.index.json"
 
 
 def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
@@ -49,7 +61,7 @@ def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
     Raises:
         StoreError: If a shard can't be read; the message names it.
     """
-    index = read_json(folder / f"{stem}.safetensors.index.json")
+    index = read_json(folder / index_of(stem))
     tensors = {}
     # Base names only: a foreign index must not make us read elsewhere.
     for file in sorted({Path(file).name for file in index["weight_map"].values()}):

@@ -43,7 +43,7 @@ class ConvolutionRule(Rule):
         # Both are [examples, images, channels, *spatial]; the images of an example are summed.
         conv, count, padding = self.conv, x.shape[0], self.conv.padding
         # Only the shape of the weight enters its own gradient.
-        weight = conv.weight.detach().to(g.dtype).repeat(count, *([1] * (conv.weight.ndim - 1)))
+        weight = g.new_zeros((conv.weight.shape[0] * count, *conv.weight.shape[1:]))
         found = torch.ops.aten.convolution_backward(
             g.transpose(0, 1).flatten(1, 2),
             x.transpose(0, 1).flatten(1, 2),

@@ -47,10 +47,13 @@ class _LinearTap(TorchFunctionMode):
         super().__init__()
         self.rule = rule
         # The parameters under another precision, which count as themselves.
-        self.casts: dict[str, list[Any]] = {n: [p] for n, p in rule.parameters.items()}
+        self.casts: dict[str, list[Any]] = {n: [] for n in rule.parameters}
 
     def _is(self, name: str, x: Any) -> bool:
-        return any(x is known for known in self.casts.get(name, ()))
+        if name not in self.casts:
+            return False
+        # As the module holds it now: it may have been gathered or fetched for this pass.
+        return any(x is known for known in (getattr(self.rule.module, name), *self.casts[name]))
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

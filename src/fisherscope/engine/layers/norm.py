@@ -14,7 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
+from fisherscope.engine.away import device_of, is_away
 from fisherscope.engine.layers.rule import (
     Rule,
     UnexpectedShapeError,
@@ -29,6 +31,9 @@ _CHANNEL_NORMS = (
     nn.modules.instancenorm._InstanceNorm,
     nn.GroupNorm,
 )
+
+# What accelerate's hooks leave in a module.
+_OFFLOADING = ("forward", "_old_forward", "_hf_hook")
 
 
 class AffineRule(Rule):
@@ -121,11 +126,23 @@ def twin(module: nn.Module) -> nn.Module:
     """
     # Hooks may hold anything, so they are taken off before copying, not after.
     bare = copy.copy(module)
+    offloaded = "_old_forward" in vars(module)
     bare.__dict__ = {
         key: type(value)() if key.endswith("_hooks") or "_hooks_" in key else value
         for key, value in vars(module).items()
+        if not (offloaded and key in _OFFLOADING)
     }
+    bare.__class__ = next(c for c in type(module).__mro__ if not issubclass(c, FSDPModule))
+    bare.__dict__["_parameters"] = {n: _whole(p, module) for n, p in module._parameters.items()}
     return copy.deepcopy(bare).eval().requires_grad_(False)
+
+
+def _whole(parameter: nn.Parameter | None, module: nn.Module) -> nn.Parameter | None:
+    # Whoever asks for a twin gives it values.
+    if parameter is None or not is_away(parameter):
+        return parameter
+    zeros = torch.zeros(parameter.shape, dtype=parameter.dtype, device=device_of(module))
+    return nn.Parameter(zeros)
 
 
 def match(module: nn.Module) -> Rule | None:
@@ -159,7 +176,7 @@ def _by_behaviour(module: nn.Module, own: dict[str, nn.Parameter]) -> Rule | Non
         orders = [(names[0], names[1]), (names[1], names[0])]
     first = next(iter(own.values()))
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn((2, 3, first.numel()), generator=generator).to(first.device, first.dtype)
+    x = torch.randn((2, 3, first.numel()), generator=generator).to(device_of(module), first.dtype)
     for scale, shift in orders:
         unit = _unit(twin(module), scale, shift, x, generator)
         if unit is not None:
