@@ -14,12 +14,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results" / "scale.json"
-sys.path.insert(0, str(HERE))
-
 import memory
 from scaling import shapes
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "scale.json"
 
 
 def measure(size: str, structure: str) -> dict:

@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import memory
 import torch
 import transformers
-from scaling import shapes
 
 import fisherscope as fs
 from fisherscope import planning
+from scaling import shapes
 
 
 def main(size: str, structure: str) -> dict:

@@ -77,9 +77,20 @@ document.body.textContent = "PROBE" + JSON.stringify(report) + "PROBE";
 """
 
 
+def _without_policy(page):
+    return re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", page)
+
+
 def _visit(tmp_path, results, *options):
-    page = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", render(results))
+    page = _without_policy(render(results))
     page = page.replace("</body>", f"<script>{PROBE}</script></body>")
+    found = re.search(r"PROBE(\{.*\})PROBE", _dom(tmp_path, page, *options), re.DOTALL)
+    assert found
+    return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+
+
+def _dom(tmp_path, page, *options):
+    """The document as it is when its scripts have run."""
     source = tmp_path / "page.html"
     source.write_text(page, encoding="utf-8")
     command = [
@@ -89,9 +100,8 @@ def _visit(tmp_path, results, *options):
         "--dump-dom", source.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r"PROBE(\{.*\})PROBE", done.stdout, re.DOTALL)
-    assert found, done.stderr[-2000:]
-    return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert "</html>" in done.stdout, done.stderr[-2000:]
+    return done.stdout
 
 
 def test_layout_sorting_and_light_mode(tmp_path):
@@ -119,3 +129,33 @@ def test_long_names_and_dark_mode(tmp_path):
     assert report["cut"] == [] and report["over"] == []
     assert report["fold"] < 800 and report["wide"] <= 0
     assert report["dark"] == "rgb(15, 19, 23)" and report["ink"] == "rgb(230, 234, 238)"
+
+
+def _hostile(mark):
+    """Texts that would each leave a mark of their own on the document if they were markup."""
+    own = [f"document.documentElement.dataset.{mark}{n}=1" for n in range(5)]
+    return (
+        f"<script>{own[0]}</script>",
+        f"</script><script>{own[1]}</script>",
+        f'"><img src=x onerror="{own[2]}">',
+        f"'></title></style></svg><img src=x onerror={own[3]}>",
+        f"<svg onload='{own[4]}'></svg>",
+    )
+
+
+def test_text_of_a_run_is_never_run(tmp_path):
+    # Catches names and texts that reach the page as markup, in a real browser and without the
+    # page's own policy, which would hide the hole. The same texts in a page that does not escape
+    # them leave their marks: the test would see it.
+    planted = "".join(f"<div>{text}</div>" for text in _hostile("planted"))
+    dom = _dom(tmp_path, f"<html><body>{planted}</body></html>")
+    root = re.search(r"<html[^>]*>", dom)
+    assert root and len(re.findall(r"data-planted\d", root[0])) == 5, root
+    texts = _hostile("owned")
+    results = make_results(len(texts), 2, names=texts)
+    results["model"]["source"], results["model"]["class"] = texts[3], texts[1]
+    results["tasks"][0]["skipped"] = list(texts)
+    page = _without_policy(render(results))
+    assert page.count("dataset.owned") > 20
+    root = re.search(r"<html[^>]*>", _dom(tmp_path, page))
+    assert root and "owned" not in root[0]

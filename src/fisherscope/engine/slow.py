@@ -64,7 +64,8 @@ def one_by_one(
                 _, ((_, derivative),) = likelihood.evaluate(rows, flat, what)
                 # Not autograd.grad: reentrant checkpointing supports only backward().
                 if output.requires_grad:
-                    derivative = (derivative * scale).reshape(output.shape).to(output.dtype)
+                    scaled = derivative if scale == 1.0 else derivative * scale
+                    derivative = scaled.reshape(output.shape).to(output.dtype)
                     more = number < len(labels) - 1
                     steps.backward(
                         lambda keep, d=derivative, more=more: output.backward(
