@@ -1,0 +1,135 @@
+"""docs/scale.md and its plot, from the figures in results/scale.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("agg")
+import matplotlib.pyplot as plt
+
+from scaling import shapes
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PLOT = DOCS / "images" / "scale.png"
+# Okabe and Ito's colours, and a mark each, so that colour is not needed to tell them apart.
+LOOKS = {"diagonal": ("#0072b2", "o"), "grouped": ("#d55e00", "s")}
+
+HEAD = """# Scale
+
+How long an estimate takes and how much memory, over four sizes of GPT-2 with random weights and
+GPT-2's vocabulary of 50,257: {sequences} sequences of {length} tokens, {batch} at a time, under
+`memory_limit="{limit}"`, in fp32 on one thread of a machine with 2 cores and 24 GiB that other
+work kept busy. Seconds are processor time, which is what one thread would take alone; seconds by
+the clock are beside it. `python benchmarks/scale.py` measures, `--page` makes this page.
+
+"""
+
+EXPLAINED = """
+Memory is what is added to the process with the model loaded (the kernel's high-water mark, freed
+memory given back at once), and the plan's figure is `fs.plan(...).memory_bytes`, made before. Most
+of it at these sizes is not the pass: before it, every rule is verified against autograd on two
+examples, which takes a gradient and two squares of each parameter and, with this vocabulary, the
+logits of a sequence several times. `memory_limit` is about the sums, not about that.
+
+![seconds and memory over parameters](images/scale.png)
+
+"""
+
+
+def write(results: dict[str, Any]) -> None:
+    """Make the page and the plot."""
+    found = list(results.values())
+    draw(found)
+    text = HEAD.format(
+        sequences=shapes.SEQUENCES,
+        length=shapes.LENGTH,
+        batch=shapes.BATCH,
+        limit=shapes.MEMORY_LIMIT,
+    )
+    (DOCS / "scale.md").write_text(
+        text + table(found) + EXPLAINED + extrapolation(found), encoding="utf-8"
+    )
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """One row per size and structure."""
+    lines = [
+        "| model | structure | seconds | planned | by the clock | memory | planned | sums |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for one in found:
+        lines.append(
+            f"| {one['parameters'] / 1e6:.0f} M ({one['layers']} layers of {one['width']}) "
+            f"| {one['structure']} | {one['seconds_cpu']:.0f} | {one['seconds_planned']:.0f} "
+            f"| {one['seconds_wall']:.0f} | {gb(one['bytes_peak'])} | {gb(one['bytes_planned'])} "
+            f"| {gb(one['bytes_sums'])} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def draw(found: list[dict[str, Any]]) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
+    for structure, (colour, mark) in LOOKS.items():
+        own = [one for one in found if one["structure"] == structure]
+        size = [one["parameters"] / 1e6 for one in own]
+        for axes, key, scale in ((left, "seconds", 1), (right, "bytes", 1e9)):
+            measured = "seconds_cpu" if key == "seconds" else "bytes_peak"
+            style = {"color": colour, "marker": mark, "markersize": 5}
+            axes.plot(size, [one[measured] / scale for one in own], label=structure, **style)
+            planned = [one[f"{key}_planned"] / scale for one in own]
+            axes.plot(size, planned, linestyle=":", fillstyle="none",
+                      label=f"{structure}, planned", **style)  # fmt: skip
+    for axes, label in ((left, "processor seconds"), (right, "memory beside the model (GB)")):
+        axes.set(xscale="log", yscale="log", xlabel="parameters (millions)", ylabel=label)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False, fontsize=8)
+    PLOT.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PLOT, dpi=140)
+    plt.close(figure)
+
+
+def extrapolation(found: list[dict[str, Any]]) -> str:
+    """Arithmetic for models that were not run."""
+    diagonals = [one for one in found if one["structure"] == "diagonal"]
+    largest = max(diagonals, key=lambda one: one["parameters"])
+    positions = shapes.SEQUENCES * shapes.LENGTH
+    work = 6 * largest["parameters"] * positions
+    speed = work / largest["seconds_cpu"]
+    rows = []
+    for name, parameters in (("7 B", 7e9), ("70 B", 70e9)):
+        total = 6 * parameters * positions
+        rows.append(
+            f"| {name} | {total:.1e} | {total / speed / 3600:.0f} h "
+            f"| {2 * parameters / 1e9:.0f} GB "
+            f"| {4 * parameters / 1e9:.0f} GB | {(2 + 4) * parameters / 1e9:.0f} GB "
+            f"| {(2 + 8) * parameters / 1e9:.0f} GB |"
+        )
+    return f"""## 7 and 70 billion parameters, by arithmetic
+
+Nothing in this section was run. A pass takes about `6 · parameters · positions` operations: two
+each for the forward pass, for the gradients of the activations, and for the squares. The
+{largest["parameters"] / 1e6:.0f} M model's diagonal did {work:.2e} of them in
+{largest["seconds_cpu"]:.0f} s (verifying and attention included), {speed / 1e9:.0f} GFLOP/s on one
+core. At that speed, for the same {positions:,} positions:
+
+| model | operations | on such a core | weights, bf16 | sums, fp32 | together | while verifying |
+|---|--:|--:|--:|--:|--:|--:|
+{chr(10).join(rows)}
+
+- Time grows with parameters × positions: ten times the examples take ten times as long.
+- On accelerators of 80 GB the weights and sums of 7 B fit on one ({2 * 7 + 4 * 7} GB), those of
+  70 B need {-(-6 * 70 // 80)} at least before activations. `"grouped"` keeps one number per output
+  row: its sums are three orders of magnitude smaller, and 70 B then needs room for its weights only.
+- A `memory_limit` of half the sums takes two passes, and so on: time for memory, one for one.
+- Verifying takes a gradient and a square in fp32 for each parameter asked for, beside the weights:
+  the last column. Where that is too much, ask for `parameters=` in parts.
+- The squares are made in fp32, whatever the model's format: an accelerator's bf16 speed counts for
+  four of the six operations only.
+"""
