@@ -126,7 +126,7 @@ core. At that speed, for the same {positions:,} positions:
 - Time grows with parameters × positions: ten times the examples take ten times as long.
 - On accelerators of 80 GB the weights and sums of 7 B fit on one ({2 * 7 + 4 * 7} GB), those of
   70 B need {-(-6 * 70 // 80)} at least before activations. `"grouped"` keeps one number per output
-  row: its sums are three orders of magnitude smaller, and 70 B then needs room for its weights only.
+  row: its sums are three orders of magnitude smaller, and 70 B then needs room for weights only.
 - A `memory_limit` of half the sums takes two passes, and so on: time for memory, one for one.
 - Verifying takes a gradient and a square in fp32 for each parameter asked for, beside the weights:
   the last column. Where that is too much, ask for `parameters=` in parts.
