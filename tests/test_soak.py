@@ -25,9 +25,10 @@ LIMIT = 3 * (2 * 192 * 192 + 192) * 8
 """Room for the files of three of the six tasks with their averages."""
 
 
-def resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def own_memory() -> int:
+    """Bytes of the process itself, in memory or swapped: pages of files come and go by themselves."""
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * sum(int(fields[name].split()[0]) for name in ("RssAnon", "VmSwap"))
 
 
 def descriptors() -> int:
@@ -58,7 +59,7 @@ def soak(folder: Path, seconds: float) -> dict:
         rounds += 1
         if rounds % 5 == 0:
             gc.collect()
-            seen.append((now, resident(), descriptors()))
+            seen.append((now, own_memory(), descriptors()))
     hidden = [p.name for p in folder.rglob("*") if any(s.startswith(".") for s in p.parts[-2:])]
     return {"rounds": rounds, "evicted": evicted, "seen": seen, "hidden": hidden,
             "tasks": len(store)}  # fmt: skip
