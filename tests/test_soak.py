@@ -26,8 +26,8 @@ LIMIT = 3 * (2 * 192 * 192 + 192) * 8
 
 
 def own_memory() -> int:
-    """Bytes of the process itself, in memory or swapped: pages of files come and go by themselves."""
-    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    """Bytes of the process itself, in memory or swapped: pages of files come and go alone."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return 1024 * sum(int(fields[name].split()[0]) for name in ("RssAnon", "VmSwap"))
 
 
