@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from fisherscope.cli.processes import joined
 from fisherscope.errors import FisherscopeError
 
 BAD_INPUT = 2
@@ -46,7 +47,8 @@ class ClearCommand(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command and turn whatever it raises into a message and an exit code."""  # noqa: DOC201, DOC501
         try:
-            return super().invoke(ctx)
+            with joined(str(ctx.info_name)):
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
