@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from fisherscope.distributed import Ranks
 from fisherscope.engine.offloaded import offloaded
-from fisherscope.errors import ParameterError
+from fisherscope.errors import CoverageError, ParameterError
 
 
 class Displacement(nn.Parameter):
@@ -332,7 +332,12 @@ def _moved(what: list[tuple[Absent, nn.Module, str]]) -> Generator[None]:
         for displacement, module, local in what:
             there = module._parameters[local]
             # What is no parameter has been moved already, by the host around its module.
-            if isinstance(there, nn.Parameter) and not isinstance(there, DTensor):
+            if isinstance(there, nn.Parameter):
+                if is_away(there):
+                    raise CoverageError(
+                        f"{type(module).__name__}.{local} is used while it is sharded or offloaded: "
+                        "its host does not bring it; leave it out of parameters="
+                    )
                 kept.append((module, local, there))
                 moved: Any = there + displacement.to(there.dtype)
                 module._parameters[local] = moved
