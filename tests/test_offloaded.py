@@ -37,7 +37,7 @@ def offload(model: nn.Module, how: str, folder: Any, name: str = "") -> nn.Modul
 
 def state_of(model: nn.Module) -> dict[str, Any]:
     return {
-        "parameters": [(n, p.device, p.requires_grad) for n, p in model.named_parameters()],
+        "parameters": [(n, id(p), p.device, p.requires_grad) for n, p in model.named_parameters()],
         "own": [sorted(vars(m)) for m in model.modules()],
         "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
         "forward": [id(vars(m).get("forward")) for m in model.modules()],
