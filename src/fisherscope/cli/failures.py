@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
 
-from fisherscope.cli.processes import joined
-from fisherscope.errors import FisherscopeError
+from fisherscope.cli.processes import joined, speaks
+from fisherscope.errors import FisherscopeError, RankError
 
 BAD_INPUT = 2
 FAILED = 1
 INTERRUPTED = 130
+_PATIENCE = 3.0
 _RUNNING = "fisherscope.running"
 _TRACEBACK = "fisherscope.traceback"
 _RESUME = "fisherscope.resume"
@@ -53,14 +55,20 @@ class ClearCommand(click.Command):
             raise
         except KeyboardInterrupt:
             hint = ctx.meta.get(_RESUME)
-            click.echo("\nInterrupted." + (f" {hint}" if hint else ""), err=True)
+            if speaks():
+                click.echo("\nInterrupted." + (f" {hint}" if hint else ""), err=True)
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             raise
         except Exception as error:
             if ctx.meta.get(_TRACEBACK):
                 raise
-            click.echo(f"Error: {_message(error)}", err=True)
+            # Of several processes all end with the same error, unless they have lost one another.
+            if speaks() or not _deliberate(error) or isinstance(error, RankError):
+                click.echo(f"Error: {_message(error)}", err=True)
+            else:
+                # The launcher ends all as soon as one has failed: the first has to speak before.
+                time.sleep(_PATIENCE)
             ctx.exit(FAILED if ctx.meta.get(_RUNNING) or not _deliberate(error) else BAD_INPUT)
 
 

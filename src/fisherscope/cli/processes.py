@@ -24,6 +24,15 @@ def started_together() -> int:
     return int(os.environ["WORLD_SIZE"]) if launched else 1
 
 
+def speaks() -> bool:
+    """Whether this process is the only one, or the first of several.
+
+    Returns:
+        Whether it says what is done.
+    """
+    return started_together() == 1 or os.environ["RANK"] == "0"
+
+
 @contextlib.contextmanager
 def joined(command: str) -> Generator[None]:
     """Form a process group of the processes that torchrun has started, if it has.
@@ -43,7 +52,7 @@ def joined(command: str) -> Generator[None]:
         yield
         return
     with contextlib.ExitStack() as stack:
-        if os.environ["RANK"] != "0":
+        if not speaks():
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
             stack.enter_context(contextlib.redirect_stderr(silence))
