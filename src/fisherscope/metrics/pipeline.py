@@ -91,6 +91,7 @@ def analyze(
                 store,
                 progress=progress,
                 say=say,
+                plans=prepared.plans,
             )
         if not ranks.first:
             return {}
