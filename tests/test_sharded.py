@@ -7,22 +7,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import fisherscope as fs
 from oracles import models
 from oracles.comparison import KINDS, close, plain, traces
-from oracles.processes import ranks, values
+from oracles.processes import ranks, split, values
 from oracles.runs import estimate, poisoned
 
 _BLOCKS = {"gpt2": "transformer.h", "llama-untied": "model.layers"}
-
-
-def shard(model: nn.Module, name: str, **options: Any) -> nn.Module:
-    for block in model.get_submodule(_BLOCKS[name]):
-        fully_shard(block, **options)
-    return fully_shard(model, **options)
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
@@ -57,7 +50,7 @@ GROUPS = {
 def some_kinds(rank: int, name: str, group: str) -> dict[str, Any]:
     del rank
     case = models.fresh(name)
-    shard(case.model, name)
+    split(case.model, case.model.get_submodule(_BLOCKS[name]))
     case.model.train()
     next(iter(case.model.parameters())).requires_grad_(False)
     before = state_of(case.model)
@@ -118,18 +111,18 @@ RAGGED: dict[str, dict[str, Any]] = {
 def ragged(rank: int) -> dict[str, Any]:
     del rank
     case = models.fresh("gpt2")
-    shard(case.model, "gpt2")
+    split(case.model, case.model.transformer.h)
     found = {}
     for kind, options in RAGGED.items():
         if kind == "checkpointed":
             case.model.gradient_checkpointing_enable({"use_reentrant": False})
         if kind == "skipped":
             case = models.fresh("mlp")
-            fully_shard(case.model)
+            split(case.model)
         data = poisoned(case, {"row-3"}) if kind == "skipped" else case.rows
         found[kind] = plain(estimate(case, data, **options))
     model, data = odd()
-    fully_shard(model)
+    split(model)
     for kind in ("diagonal", "diagonal mc"):
         slow = fs.estimate(model, data, progress=False, batch_size=2, **KINDS[kind])
         assert "autograd" in slow.coverage["layer.weight"]
@@ -169,7 +162,7 @@ def failing(rank: int, how: str) -> Any:
         data = data[:-1]
     if how == "apart":
         options["distributed"] = False
-    fully_shard(model)
+    split(model)
     if how == "raises" and rank == 1:
         calls = 0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ JOIN_MINUTES = 10.0
 # Numbers summed in one message.
 _BUCKET = 2**23
 _groups: dict[int, Any] = {}
+_alone = ContextVar("alone", default=False)
 
 
 class Ranks:
@@ -45,6 +47,7 @@ class Ranks:
 
     def __init__(self, together: bool = True):
         self.rank, self.world = 0, 1
+        together = together and not _alone.get()
         if together and dist.is_available() and dist.is_initialized():
             self.rank, self.world = dist.get_rank(), dist.get_world_size()
         if self.world > 1:
@@ -184,6 +187,20 @@ class Ranks:
                 f"make the same call ({_line(error)}). Call it on every rank, or pass "
                 "distributed=False to work alone."
             ) from error
+
+
+@contextmanager
+def alone() -> Generator[None]:
+    """Do what other ranks don't: they are not waited for inside ``with``.
+
+    Yields:
+        Nothing.
+    """
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

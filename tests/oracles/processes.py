@@ -119,3 +119,15 @@ def _ranked(
         return function(rank, *arguments)
     finally:
         dist.destroy_process_group()
+
+
+def split(model: Any, blocks: Sequence[Any] = ()) -> Any:
+    """Shard a model over the ranks of the process group, some of its modules by themselves."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)

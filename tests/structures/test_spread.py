@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.fsdp import fully_shard
 
 import fisherscope as fs
 from fisherscope.structures.spread import Owners
 from oracles import models, rows
 from oracles.comparison import KINDS, MC, close, plain
-from oracles.processes import ranks, values
+from oracles.processes import ranks, split, values
 from oracles.runs import estimate
 
 SPREAD: dict[str, dict[str, Any]] = {
@@ -28,9 +27,7 @@ SPREAD: dict[str, dict[str, Any]] = {
 def into(rank: int, place: str, sharded: bool) -> list[int]:
     case = models.fresh("gpt2")
     if sharded:
-        for block in case.model.transformer.h:
-            fully_shard(block)
-        fully_shard(case.model)
+        split(case.model, case.model.transformer.h)
     data = rows.examples(case.rows)
     for kind, options in SPREAD.items():
         more = {"checkpoint": Path(place) / "state"} if kind == "checkpoint" else {}

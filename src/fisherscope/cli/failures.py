@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
 
-from fisherscope.errors import FisherscopeError
+from fisherscope.cli.processes import joined, speaks
+from fisherscope.errors import FisherscopeError, RankError
 
 BAD_INPUT = 2
 FAILED = 1
 INTERRUPTED = 130
+_PATIENCE = 3.0
 _RUNNING = "fisherscope.running"
 _TRACEBACK = "fisherscope.traceback"
 _RESUME = "fisherscope.resume"
@@ -46,19 +49,26 @@ class ClearCommand(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command and turn whatever it raises into a message and an exit code."""  # noqa: DOC201, DOC501
         try:
-            return super().invoke(ctx)
+            with joined(str(ctx.info_name)):
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
             hint = ctx.meta.get(_RESUME)
-            click.echo("\nInterrupted." + (f" {hint}" if hint else ""), err=True)
+            if speaks():
+                click.echo("\nInterrupted." + (f" {hint}" if hint else ""), err=True)
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             raise
         except Exception as error:
             if ctx.meta.get(_TRACEBACK):
                 raise
-            click.echo(f"Error: {_message(error)}", err=True)
+            # Of several processes all end with the same error, unless they have lost one another.
+            if speaks() or not _deliberate(error) or isinstance(error, RankError):
+                click.echo(f"Error: {_message(error)}", err=True)
+            else:
+                # The launcher ends all as soon as one has failed: the first has to speak before.
+                time.sleep(_PATIENCE)
             ctx.exit(FAILED if ctx.meta.get(_RUNNING) or not _deliberate(error) else BAD_INPUT)
 
 

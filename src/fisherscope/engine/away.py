@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, Shard
 
 from fisherscope.distributed import Ranks
 from fisherscope.engine.offloaded import offloaded
-from fisherscope.errors import ParameterError
+from fisherscope.engine.split import is_fully_sharded, is_host, is_split
+from fisherscope.errors import CoverageError, ParameterError
 
 
 class Displacement(nn.Parameter):
@@ -100,7 +99,7 @@ def is_away(parameter: Tensor) -> bool:
     Returns:
         Whether it is sharded, or offloaded.
     """
-    return isinstance(parameter, DTensor) or parameter.device.type == "meta"
+    return is_split(parameter) or parameter.device.type == "meta"
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -112,7 +111,7 @@ def is_sharded(model: nn.Module) -> bool:
     Returns:
         Whether its passes send messages between ranks.
     """
-    return any(isinstance(p, DTensor) for p in model.parameters())
+    return any(is_split(p) for p in model.parameters())
 
 
 def check_shards(model: nn.Module, ranks: Ranks) -> None:
@@ -126,7 +125,7 @@ def check_shards(model: nn.Module, ranks: Ranks) -> None:
         ParameterError: If they are others.
     """
     for name, parameter in model.named_parameters():
-        size = parameter.device_mesh.size() if isinstance(parameter, DTensor) else ranks.world
+        size = parameter.device_mesh.size() if is_split(parameter) else ranks.world
         if size != ranks.world:
             raise ParameterError(
                 f"parameter {name!r} is split over {size} processes, but {ranks.world} share the "
@@ -142,7 +141,7 @@ def rest(model: nn.Module) -> None:
         model: Any module.
     """
     for module in model.modules():
-        if isinstance(module, FSDPModule):
+        if is_host(module):
             module.reshard()
 
 
@@ -192,7 +191,7 @@ class _State(Mapping[str, Any]):
         held = self._held[name]
         if name in self._read and held.device.type == "meta":
             return self._read[name]()
-        return held.full_tensor() if isinstance(held, DTensor) else held
+        return held.full_tensor() if is_split(held) else held
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._held)
@@ -227,13 +226,13 @@ def reachable(
 
 def _absent(name: str, parameter: nn.Parameter, found: tuple[Sequence[Place], Any]) -> Absent:
     places, device = found
-    shared = isinstance(parameter, DTensor)
+    shared = is_split(parameter)
     if not places and not shared:
         raise ParameterError(
             f"parameter {name!r} is on the meta device, and no hook of accelerate brings it: load "
             "the weights before estimating"
         )
-    if shared and not (places and _by_fsdp(parameter)):
+    if shared and not (places and is_fully_sharded(parameter)):
         raise ParameterError(
             f"parameter {name!r} is split over ranks ({', '.join(map(str, parameter.placements))}) "
             "in another way than torch's fully_shard does it alone: tensor parallelism is not "
@@ -244,11 +243,6 @@ def _absent(name: str, parameter: nn.Parameter, found: tuple[Sequence[Place], An
     made = Absent(zero.expand(parameter.shape), requires_grad=False)
     made.stored, made.places = parameter, tuple(places)
     return made
-
-
-def _by_fsdp(parameter: DTensor) -> bool:
-    split = [isinstance(placement, Shard) for placement in parameter.placements]
-    return split[-1] and sum(split) == 1
 
 
 def _places(
@@ -264,7 +258,7 @@ def _places(
         if id(module) in seen:
             return
         seen.add(id(module))
-        host = module if isinstance(module, FSDPModule) else host
+        host = module if is_host(module) else host
         for local, p in module.named_parameters(recurse=False):
             name = names.get(id(p))
             if name is None:
@@ -273,7 +267,7 @@ def _places(
             if brought is not None:
                 found[name][0].append(Place(brought.host, module, local))
                 found[name] = (found[name][0], brought.device)
-            elif host is not None and isinstance(p, DTensor):
+            elif host is not None and is_split(p):
                 found[name][0].append(Place(host, module, local))
         for child in module.children():
             walk(child, host, seen)
@@ -332,7 +326,12 @@ def _moved(what: list[tuple[Absent, nn.Module, str]]) -> Generator[None]:
         for displacement, module, local in what:
             there = module._parameters[local]
             # What is no parameter has been moved already, by the host around its module.
-            if isinstance(there, nn.Parameter) and not isinstance(there, DTensor):
+            if isinstance(there, nn.Parameter):
+                if is_away(there):
+                    raise CoverageError(
+                        f"{type(module).__name__}.{local} is used while it is sharded or "
+                        "offloaded: its host does not bring it; leave it out of parameters="
+                    )
                 kept.append((module, local, there))
                 moved: Any = there + displacement.to(there.dtype)
                 module._parameters[local] = moved

@@ -30,6 +30,12 @@ def undisturbed(model: nn.Module) -> Generator[None]:
     rest(model)
     modes = {module: module.training for module in model.modules()}
     frozen = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    placeholders = [
+        (module, local, parameter)
+        for module in modes
+        for local, parameter in module._parameters.items()
+        if parameter is not None and parameter.device.type == "meta"
+    ]
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     rates: list[tuple[Any, str, float]] = []
     device = device_of(model).type
@@ -58,6 +64,9 @@ def undisturbed(model: nn.Module) -> Generator[None]:
             setattr(holder, name, value)
         for module, training in modes.items():
             module.training = training
+        for module, local, parameter in placeholders:
+            # Each use of an offloaded parameter leaves another one, which knows of no ties.
+            module._parameters[local] = parameter
         for parameter, trainable in frozen.items():
             if parameter.requires_grad != trainable:
                 parameter.requires_grad_(trainable)

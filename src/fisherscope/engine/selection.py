@@ -118,9 +118,10 @@ def check_finite(model: nn.Module) -> None:
         NonFiniteError: If a parameter holds NaN or infinite values; every one is named.
     """
     rest(model)
-    whole = state(model)
+    parameters = dict(model.named_parameters())
+    whole = state(model) if any(map(is_away, parameters.values())) else {}
     broken = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         if not parameter.is_floating_point():
             continue
         held = whole[name] if is_away(parameter) else parameter.detach()

@@ -7,6 +7,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from fisherscope.data import Example
 from fisherscope.defaults import FisherConfig
+from fisherscope.distributed import Ranks
 from fisherscope.errors import IdentityError, StoreError
 from fisherscope.estimation import estimate, identity
 from fisherscope.metrics.footprint import Footprint
@@ -137,19 +139,23 @@ def estimate_tasks(
         plans: Key to plan, to set beside what each task took. Default: ``None``.
 
     Returns:
-        Key to Fisher, in the order of the tasks.
+        Key to Fisher, in the order of the tasks; of several processes, the first one has them.
     """
+    ranks = Ranks()
     done: dict[str, Estimated] = {}
     for number, (name, examples) in enumerate(tasks.items(), start=1):
-        found = name in store
+        found = ranks.once(lambda name=name: name in store)
         there = ": there already" if found else ""
         say(f"Fisher of {name} ({number} of {len(tasks)}){there}")
         if found:
-            done[name] = Estimated(store[name], None)
+            if ranks.first:
+                done[name] = Estimated(store[name], None)
             continue
         with Footprint(model) as taken:
-            _estimate(model, name, examples, config, store, progress)
-        done[name] = Estimated(store[name], taken.seconds)
+            fisher = _estimate(model, name, examples, config, store, progress)
+            ranks.once(lambda name=name, fisher=fisher: _keep(fisher, name, store))
+        if ranks.first:
+            done[name] = Estimated(store[name], taken.seconds)
         if plans is not None and name in plans:
             say(f"Fisher of {name} took {plans[name].beside(taken.seconds, taken.bytes)}")
     return done
@@ -162,10 +168,10 @@ def _estimate(
     config: FisherConfig,
     store: FisherStore,
     progress: bool,
-) -> None:
-    unfinished = None if store.path is None else store.path / UNFINISHED / quote(name, safe="")
+) -> Fisher:
+    unfinished = _unfinished(name, store)
     try:
-        fisher = estimate(
+        return estimate(
             model,
             examples,
             progress=progress,
@@ -179,7 +185,15 @@ def _estimate(
             f"{unfinished} is what an interrupted run left of task {name!r}, and it cannot go on: "
             f"{error} Or choose another --out, or delete that folder to start the task again."
         ) from error
+
+
+def _unfinished(name: str, store: FisherStore) -> Path | None:
+    return None if store.path is None else store.path / UNFINISHED / quote(name, safe="")
+
+
+def _keep(fisher: Fisher, name: str, store: FisherStore) -> None:
     store[name] = fisher
+    unfinished = _unfinished(name, store)
     if unfinished is not None:
         shutil.rmtree(unfinished, ignore_errors=True)
         with contextlib.suppress(OSError):  # others may still be unfinished

@@ -7,13 +7,14 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from fisherscope.distributed import Ranks, alone
 from fisherscope.errors import ConfigError, StoreError
 from fisherscope.metrics.config_file import config_to_yaml
 from fisherscope.metrics.estimating import Estimated, check_store, estimate_tasks
@@ -68,13 +69,40 @@ def analyze(
         say: Called with a line of text at the beginning of each step.
         command: What was typed, for the record.
 
+    Where a process group is initialised, all ranks make this call and share the estimates; the
+    first one does the rest, and writes.
+
     Returns:
-        The content of ``results.json``.
+        The content of ``results.json``; on ranks other than the first nothing.
+
+    Raises:
+        ConfigError: If several processes are to analyse several models.
     """
     hooks = _Hooks(progress, on_plan, on_results, say, command)
+    ranks = Ranks()
     if isinstance(config.model, str):
-        return _one(config, hooks)[1]
-    return _several(config, hooks)
+        begun = _begin(config, Path(FISHER), hooks.on_plan, ranks)
+        if ranks.world > 1:
+            prepared, store = begun
+            estimate_tasks(
+                prepared.model,
+                prepared.tasks,
+                prepared.config.fisher,
+                store,
+                progress=progress,
+                say=say,
+                plans=prepared.plans,
+            )
+        if not ranks.first:
+            return {}
+        with alone():
+            return _one(begun, hooks)[1]
+    if ranks.world > 1:
+        raise ConfigError(
+            f"{ranks.world} processes analyse one model at a time: give --model once, without a "
+            "name, or start one process for all of them"
+        )
+    return _several(config, hooks, ranks)
 
 
 @dataclass(frozen=True)
@@ -84,12 +112,15 @@ class _Hooks:
     on_results: OnResults
     say: Say
     command: str | None
+    start: float = field(default_factory=time.perf_counter)
 
 
-def _one(config: RunConfig, hooks: _Hooks) -> tuple[ModelAnalysis, dict[str, Any]]:
-    start = time.perf_counter()
-    prepared, store = _begin(config, Path(FISHER), hooks.on_plan)
+def _one(
+    begun: tuple[PreparedRun, FisherStore], hooks: _Hooks
+) -> tuple[ModelAnalysis, dict[str, Any]]:
+    prepared, store = begun
     config = prepared.config
+    start = hooks.start
     out = Path(config.out or "")
     write_bytes(out / CONFIG, config_to_yaml(config).encode())
     found = UnifiedModelAnalyzer(store, config.fisher).analyze_one(
@@ -111,7 +142,7 @@ def _one(config: RunConfig, hooks: _Hooks) -> tuple[ModelAnalysis, dict[str, Any
     return found, results
 
 
-def _several(config: RunConfig, hooks: _Hooks) -> dict[str, Any]:
+def _several(config: RunConfig, hooks: _Hooks, ranks: Ranks) -> dict[str, Any]:
     assert not isinstance(config.model, str)
     start = time.perf_counter()
     out = _out(config)
@@ -124,7 +155,8 @@ def _several(config: RunConfig, hooks: _Hooks) -> dict[str, Any]:
     found = {}
     for name in read:
         hooks.say(f"Model {name}")
-        found[name], _ = _one(whole.alone(name), hooks)
+        own = dataclasses.replace(hooks, start=time.perf_counter())
+        found[name], _ = _one(_begin(whole.alone(name), Path(FISHER), hooks.on_plan, ranks), own)
     compared = compare_models(found, seed=config.fisher.seed)
     results = plain({
         "format": 1,
@@ -186,7 +218,7 @@ def estimate_only(
         raise StoreError(
             f"{config.out} is a run; choose another --out, or its store, {config.out}/{FISHER}"
         )
-    prepared, store = _begin(config, Path(), on_plan)
+    prepared, store = _begin(config, Path(), on_plan, Ranks())
     return estimate_tasks(
         prepared.model,
         prepared.tasks,
@@ -199,6 +231,14 @@ def estimate_only(
 
 
 def _begin(
+    config: RunConfig, inside: Path, on_plan: OnPlan | None, ranks: Ranks
+) -> tuple[PreparedRun, FisherStore]:
+    begun: list[tuple[PreparedRun, FisherStore]] = []
+    ranks.each(lambda: begun.append(_checked(config, inside, on_plan)))
+    return begun[0]
+
+
+def _checked(
     config: RunConfig, inside: Path, on_plan: OnPlan | None
 ) -> tuple[PreparedRun, FisherStore]:
     out = _out(config)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from fisherscope.engine.away import device_of, is_away
 from fisherscope.engine.layers.rule import (
@@ -25,6 +24,7 @@ from fisherscope.engine.layers.rule import (
     tensor_argument,
 )
 from fisherscope.engine.scores import Score, VectorScore
+from fisherscope.engine.split import class_of
 
 _CHANNEL_NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -132,7 +132,7 @@ def twin(module: nn.Module) -> nn.Module:
         for key, value in vars(module).items()
         if not (offloaded and key in _OFFLOADING)
     }
-    bare.__class__ = next(c for c in type(module).__mro__ if not issubclass(c, FSDPModule))
+    bare.__class__ = class_of(module)
     bare.__dict__["_parameters"] = {n: _whole(p, module) for n, p in module._parameters.items()}
     return copy.deepcopy(bare).eval().requires_grad_(False)
 
