@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ def measure(
     **options: Any,
 ) -> dict[str, Any]:
     """Study both models; finished measurements are taken from ``kept``."""
-    start = time.process_time()
     demo = build(folder, **(training or {}), progress=False)
     tokenizer = AutoTokenizer.from_pretrained(demo.base)
     tasks = {
@@ -53,7 +51,7 @@ def measure(
             **options,
         )
     found = fs.compare_percolation(studies)
-    return tabled(found) | {"cpu_seconds": round(time.process_time() - start)}
+    return tabled(found)
 
 
 def tabled(found: fs.Percolation) -> dict[str, Any]:
