@@ -138,20 +138,3 @@ def test_widths_on_a_small_scale(percolating):
     (row,) = found["sharpening"]
     assert row["outcome"] == "ok" and row["high"] < 0
     assert [r["nodes"] for r in found["graph"]] == [74 + 2 * w for w in (8, 24, 72)]
-
-
-# Would catch: the must of the study on a language model: Fisher order loses the task with far
-# less than random order, inverse order keeps most, and all curves share both ends.
-@pytest.mark.slow
-def test_the_demo_on_a_small_scale(percolating, tmp_path):
-    demo, page = percolating("demo"), percolating("page")
-    found = demo.measure(
-        tmp_path / "demo", tmp_path / "kept", lambda text: None,
-        training={"steps": 150, "tuning_steps": 40}, points=7, repetitions=2, candidates=1,
-    )  # fmt: skip
-    assert {row["model"] for row in found["thresholds"]} == {"base", "instruct"}
-    said = page.checks(found)
-    assert "start at exactly the intact loss and end at one and the same loss" in said
-    for row in found["thresholds"]:
-        if (row["order"], row["quantity"], row["outcome"]) == ("fisher", "attack_ratio", "ok"):
-            assert row["value"] > 5
