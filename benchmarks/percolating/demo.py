@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,9 @@ LENGTH = 64
 ORDERS = ("fisher", "obd", "magnitude", "inverse", "random")
 
 
-def measure(
-    folder: Path,
-    kept: Path,
-    log: Callable[[str], None],
-    *,
-    training: Mapping[str, int] | None = None,
-    **options: Any,
-) -> dict[str, Any]:
+def measure(folder: Path, kept: Path, log: Callable[[str], None]) -> dict[str, Any]:
     """Study both models; finished measurements are taken from ``kept``."""
-    start = time.process_time()
-    demo = build(folder, **(training or {}), progress=False)
+    demo = build(folder)
     tokenizer = AutoTokenizer.from_pretrained(demo.base)
     tasks = {
         name: halves(fs.read_jsonl(path, tokenizer, max_length=LENGTH))
@@ -50,10 +41,9 @@ def measure(
             progress=True,
             on_plan=lambda plan: log(str(plan)),
             name=name,
-            **options,
         )
     found = fs.compare_percolation(studies)
-    return tabled(found) | {"cpu_seconds": round(time.process_time() - start)}
+    return tabled(found)
 
 
 def tabled(found: fs.Percolation) -> dict[str, Any]:

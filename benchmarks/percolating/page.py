@@ -66,7 +66,7 @@ def demo(found: Mapping[str, Any]) -> str:
         ]),
         "Instruct against base, in pairs:",
         markdown(
-            ["task", "order", "ratio of the fractions", "", "difference of robustness", ""],
+            ["task", "order", "ratio of the fractions", "", "difference of robustness, points", ""],
             list(compared(found["differences"])),
         ),
         "The three most costly single weights of each task, by exact removal, and their ranks:",
@@ -133,7 +133,7 @@ def compared(differences: Iterable[Row]) -> Iterable[list[str]]:
         cells = [on, LOOKS[order][0]]
         for quantity in ("midpoint", "robustness"):
             row = both[quantity]
-            said = number(row, "+.3f" if quantity == "robustness" else ".3g")
+            said = number(row) if quantity == "midpoint" else number(points(row), "+.2g")
             cells += [said, row["verdict"].replace("_", " ") if known(row["value"]) else "–"]
         yield cells
 
@@ -274,6 +274,12 @@ def number(row: Row, form: str = ".3g") -> str:
         return row["outcome"].replace("_", " ")
     low, high = (f"{row[end]:{form}}" if known(row[end]) else "beyond" for end in ("low", "high"))
     return f"{row['value']:{form}} ({low} to {high})"
+
+
+def points(row: Row) -> Row:
+    """A difference of shares in percentage points."""
+    scaled = {k: 100 * row[k] if known(row[k]) else row[k] for k in ("value", "low", "high")}
+    return {**row, **scaled}
 
 
 def exponent(row: Row) -> str:

@@ -92,7 +92,7 @@ def test_the_page_says_what_the_figures_say(percolating, tmp_path):
     assert "less than random order in 1 of 1 cases, in 0 also by the lower end" in text
     assert "Inverse order keeps most in 1 of 1" in text
     assert "start at exactly the intact loss and end at one and the same loss" in text
-    assert "| code | Fisher | 0.5 (0.4 to 0.7) | resolved | -0.010 (-0.030 to +0.010) " in text
+    assert "| code | Fisher | 0.5 (0.4 to 0.7) | resolved | -1 (-3 to +1) | not resolved |" in text
     assert "| code | base | `w[3]` | 0.25 (0.1 to 0.4) | 2 | 1 | 1,234 | 5 |" in text
     assert "| code | base | 98.70% | – |" in text
     assert "| 8 wide | 80 | 1.25% (0.625 to 2.5) | 2% (1 to 3) | 20% (10 to 30) |" in text
@@ -138,20 +138,3 @@ def test_widths_on_a_small_scale(percolating):
     (row,) = found["sharpening"]
     assert row["outcome"] == "ok" and row["high"] < 0
     assert [r["nodes"] for r in found["graph"]] == [74 + 2 * w for w in (8, 24, 72)]
-
-
-# Would catch: the must of the study on a language model: Fisher order loses the task with far
-# less than random order, inverse order keeps most, and all curves share both ends.
-@pytest.mark.slow
-def test_the_demo_on_a_small_scale(percolating, tmp_path):
-    demo, page = percolating("demo"), percolating("page")
-    found = demo.measure(
-        tmp_path / "demo", tmp_path / "kept", lambda text: None,
-        training={"steps": 150, "tuning_steps": 40}, points=7, repetitions=2, candidates=1,
-    )  # fmt: skip
-    assert {row["model"] for row in found["thresholds"]} == {"base", "instruct"}
-    said = page.checks(found)
-    assert "start at exactly the intact loss and end at one and the same loss" in said
-    for row in found["thresholds"]:
-        if (row["order"], row["quantity"], row["outcome"]) == ("fisher", "attack_ratio", "ok"):
-            assert row["value"] > 5

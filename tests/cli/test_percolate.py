@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 
+from fisherscope.studies.percolation.watch import Watch
+
 
 def test_percolate_leaves_a_page_and_goes_on(run, model, tasks, tmp_path):
     # Would catch: options that do not reach the study, a page without its figure, a Fisher that is
@@ -27,6 +29,32 @@ def test_percolate_leaves_a_page_and_goes_on(run, model, tasks, tmp_path):
     kept = (out / "evaluations" / "evaluations.jsonl").read_text()
     run(*command)
     assert (out / "evaluations" / "evaluations.jsonl").read_text() == kept
+
+
+def test_an_interrupted_percolate_goes_on_in_its_folder(run, model, tasks, tmp_path, monkeypatch):
+    # Would catch: a folder that holds measurements and nothing else, refused as that of no run.
+    out = tmp_path / "run"
+    given = [f"--task={name}={path}" for name, path in tasks.items()]
+    command = (
+        "percolate", "--model", model, *given, "--out", out, "--order", "random", "--points", 4,
+        "--repetitions", 1, "--side", 0, "--candidates", 0, "--no-graph", "-q",
+    )  # fmt: skip
+    real, calls = Watch.evaluate, []
+
+    def stop(self, on):
+        calls.append(on)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(self, on)
+
+    monkeypatch.setattr(Watch, "evaluate", stop)
+    assert run(*command, code=None).exit_code != 0
+    kept = (out / "evaluations" / "evaluations.jsonl").read_text()
+    assert kept.count("\n") > 1 and not (out / "results.json").exists()
+    monkeypatch.setattr(Watch, "evaluate", real)
+    run(*command)
+    assert (out / "evaluations" / "evaluations.jsonl").read_text().startswith(kept)
+    assert (out / "report.html").is_file()
 
 
 def test_percolate_compares_several_models(run, model, tasks, tmp_path):

@@ -14,7 +14,7 @@ from fisherscope.cli.studying import leave
 from fisherscope.data import halves
 from fisherscope.estimation import estimate
 from fisherscope.metrics.estimating import estimate_options
-from fisherscope.metrics.study_run import StudyRun, begin_study
+from fisherscope.metrics.study_run import StudyRun, begin_study, keep_config
 from fisherscope.studies.percolation import Percolation, compare_percolation, percolation
 from fisherscope.studies.percolation.orders import ORDERS
 from fisherscope.studies.percolation.removal import REMOVALS
@@ -101,6 +101,7 @@ def percolate_command(
     PercolationOptions(**options)  # refuses what is out of range before anything is read
     check_whole("--watch", watch, low=1)
     run = begin_study(config)
+    keep_config(run)  # so that the same command may go on in a folder that holds measurements
     mark_running("Finished measurements are kept; the same command goes on from there.")
     studies = {name: _study(run, name, options, watch=watch, quiet=quiet) for name in run.models}
     found = compare_percolation(studies) if len(studies) > 1 else studies[next(iter(studies))]

@@ -116,6 +116,15 @@ def begin_study(config: RunConfig) -> StudyRun:
     return StudyRun(whole, out, models, first.tasks, start)
 
 
+def keep_config(run: StudyRun) -> None:
+    """Leave the resolved config in the run's folder, which makes it that of a run.
+
+    Args:
+        run: The study's input.
+    """
+    write_bytes(run.out / CONFIG, config_to_yaml(run.config).encode())
+
+
 def finish_study(
     run: StudyRun,
     kind: str,
@@ -154,7 +163,7 @@ def finish_study(
         "study": result.to_dict(),
         "run": {"seconds": time.perf_counter() - run.start, "command": command},
     })
-    write_bytes(run.out / CONFIG, config_to_yaml(run.config).encode())
+    keep_config(run)
     write_tables(run.out / TABLES, _frames(result))
     write_json(run.out / RESULTS, results)
     report(results, run.out / REPORT)

@@ -45,8 +45,8 @@ def test_the_caption_names_the_worst_concentration(results):
         row["value"] = 0.5 + i if row["order"] == "fisher" else 0.01
     data = phase.build(results)
     first = next(r for r in data.line if r["order"] == "fisher")
-    assert "code of base is lost to the shortest noise, 50.0% of" in data.caption()
-    assert f"over the top {100 * first['fraction']:.1f}%" in data.caption()
+    assert "code of base is lost to the shortest noise, 50% of" in data.caption()
+    assert f"over the top {100 * first['fraction']:.2g}%" in data.caption()
     for row in results["study"]["line"]:
         row["value"] = None
     assert phase.build(results).caption() == "No length that was tried loses a task."

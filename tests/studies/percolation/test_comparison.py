@@ -122,7 +122,7 @@ def test_pairs_resolve_what_intervals_alone_do_not():
 # interval narrower the less is known.
 def test_what_could_be_anything_widens_the_ratio():
     inf = np.inf
-    row = ratio(np.array([2.0, inf, inf, 2.0, 2.0]), np.array([1.0, inf, 1.0, 1.0, 1.0]), 9)
+    row = ratio(np.array([2.0, inf, 2.0, 2.0, 2.0]), np.array([1.0, inf, 1.0, 1.0, 1.0]), 9)
     assert (row["value"], row["low"], row["high"]) == (2.0, 0.0, inf)
     assert ratio(np.array([inf, 1.0]), np.array([1.0, 1.0]), 9)["outcome"] == "not_reached"
     assert ratio(np.array([1.0, 1.0]), np.array([1.0, 1.0]), 1)["outcome"] == "too_few_examples"

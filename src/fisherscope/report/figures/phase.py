@@ -13,7 +13,7 @@ from fisherscope.report import text
 from fisherscope.report.figures import canvas, palette
 from fisherscope.report.figures.base import FigureSpec, View
 from fisherscope.report.tables import Column, Table
-from fisherscope.studies.percolation.sentences import ORDER_NAMES
+from fisherscope.studies.percolation.sentences import ORDER_NAMES, percent
 
 Row = Mapping[str, Any]
 _LEFT, _TOP, _HIGH, _GAP = 108.0, 62.0, 200.0, 34.0
@@ -52,8 +52,8 @@ class PhaseData:
                 whose = f" of {text.spoken(model)}" if len(self.models) > 1 else ""
                 parts.append(
                     f"{text.spoken(task)}{whose} is lost to the shortest noise, "
-                    f"{text.percent(best[0]['value'])} of the length of all weights, when it is "
-                    f"spread over the top {text.percent(best[0]['fraction'])} by Fisher"
+                    f"{percent(best[0]['value'])} of the length of all weights, when it is "
+                    f"spread over the top {percent(best[0]['fraction'])} by Fisher"
                 )
         return f"{'; '.join(parts)}." if parts else "No length that was tried loses a task."
 
@@ -188,8 +188,8 @@ def _panel(axes: Axes, cells: list[Row], line: list[Row], gid: str) -> list[str]
         axes.plot([place, place], limits, color=palette.HARM, linewidth=1.6, zorder=3)
     axes.set_xlim(xs[0], xs[-1])
     axes.set_ylim(ys[0], ys[-1])
-    axes.set_xticks(np.log10(across), [f"{100 * f:.2g}%" for f in across])
-    axes.set_yticks(np.log10(up), [f"{100 * f:.2g}%" for f in up])
+    axes.set_xticks(np.log10(across), [f"{text.pretty(100 * f, 2)}%" for f in across])
+    axes.set_yticks(np.log10(up), [f"{text.pretty(100 * f, 2)}%" for f in up])
     return tips
 
 

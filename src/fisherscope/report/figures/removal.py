@@ -15,7 +15,7 @@ from fisherscope.report.figures.fractions import across, dress
 from fisherscope.report.figures.panels import Panels, legend
 from fisherscope.report.tables import Column, Table
 from fisherscope.studies.percolation.orders import ORDERS
-from fisherscope.studies.percolation.sentences import ORDER_NAMES
+from fisherscope.studies.percolation.sentences import ORDER_NAMES, percent
 
 Row = Mapping[str, Any]
 
@@ -79,9 +79,9 @@ class RemovalData:
         first = min(attacks, key=lambda order: at[order] or 1.0)
         whose = f" of {text.spoken(model)}" if len(self.models) > 1 else ""
         return (
-            f"{text.spoken(task)}{whose} is lost with {text.percent(at[first])} of the "
+            f"{text.spoken(task)}{whose} is lost with {percent(at[first] or 0.0)} of the "
             f"{self.levels[0]}s in {ORDER_NAMES[first]} order, in random order with "
-            f"{text.percent(at['random'])}"
+            f"{percent(at['random'] or 0.0)}"
         )
 
     def reading(self) -> str:

@@ -83,9 +83,9 @@ def make_plan(
     if options.side and "weight" in units:
         several = len(counts(units["weight"].count, options.side))
         runs = options.side * min(PLANE_DRAWS, options.repetitions)
-        # Noise on all weights at once is the same in every order.
-        whole += runs * several
-        own += runs * (several - 1)
+        own += runs * several
+        # Noise on all weights at once is the same in every order, so it is known by then.
+        whole += runs * (several - (set(request.by) == set(watch.tasks)))
     everything = sum(each.values())
     return PercolationPlan(
         evaluations=whole + own * len(request.by),

@@ -67,7 +67,7 @@ class PercolationOptions:
     repetitions: int = 3
     points: int = 11
     fractions: tuple[float, ...] | None = None
-    side: int = 5
+    side: int = 4
     candidates: int = 5
     structure: bool = True
     seed: int = 0

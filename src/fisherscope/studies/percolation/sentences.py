@@ -151,7 +151,11 @@ def _interval(row: Mapping[str, Any]) -> str:
 
 
 def _times(row: Mapping[str, Any]) -> str:
-    return f"{row['value']:.3g} times [{row['low']:.3g}, {row['high']:.3g}]"
+    value, low, high = (
+        f"{row[key]:,.0f}" if 1000 <= row[key] < np.inf else f"{row[key]:.3g}"
+        for key in ("value", "low", "high")
+    )
+    return f"{value} times [{low}, {high}]"
 
 
 def _whose(study: Percolation, model: str) -> str:

@@ -124,7 +124,7 @@ def percolation(
         points: Fractions per curve, where the grid is adaptive. Default: 11.
         fractions: Fractions between 0 and 1 to measure instead; 0 and 1 are added. Default:
             ``None``, adaptive.
-        side: Fractions and lengths of the phase diagram; 0 leaves it out. Default: 5.
+        side: Fractions and lengths of the phase diagram; 0 leaves it out. Default: 4.
         candidates: Units per order that are removed one by one; 0 leaves it out. Default: 5.
         structure: Whether the neuron graph is looked at. Default: ``True``.
         seed: Keys random orders, noise and resampling. Default: 0.
