@@ -1,0 +1,73 @@
+"""Fisher and curvature on the way: what stands beside the damage and may explain it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from fisherscope.studies.brittleness.paths import ENDS
+from fisherscope.studies.brittleness.running import Run
+
+QUANTITIES = ("trace", "top", "first", "second", "measured", "curvature_share", "of_measured")
+
+
+def geometry(
+    start: Mapping[str, Sequence[Mapping[str, Any]]], runs: Mapping[str, Sequence[Run]]
+) -> pd.DataFrame:
+    r"""Trace, concentration and share of the curvature, mean over seeds.
+
+    The share of the curvature in the predicted change of loss is :math:`\frac12\delta^\top
+    F\delta / (|g^\top\delta| + \frac12\delta^\top F\delta)`: 0 if the first order does it all,
+    1 if the second does. ``of_measured`` is the second order over the measured change, where
+    that is above zero in every run.
+
+    Args:
+        start: Model to its rows before any step; these are the same for every seed.
+        runs: Model to its runs; those that diverged count up to where they were finite.
+
+    Returns:
+        A row per model, task and step: each quantity with a 95% interval of Student over seeds,
+        ``n_seeds``.
+    """
+    rows = []
+    for model, own in runs.items():
+        looks = pd.DataFrame([row for run in own for row in run.looks])
+        for row in start[model]:
+            known = {key: float(row[key]) for key in ("trace", "top")}
+            unknown = {key: math.nan for key in QUANTITIES if key not in known}
+            ends = {f"{key}{end}": math.nan for key in QUANTITIES for end in ("_low", "_high")}
+            place = {"model": model, "task": row["task"], "step": 0}
+            rows.append({**place, **known, **unknown, **ends, "n_seeds": 0})
+            if not len(looks):
+                continue
+            mine = looks[looks["task"] == row["task"]]
+            for step, group in mine.groupby("step", sort=True):
+                place = {"model": model, "task": row["task"], "step": step}
+                rows.append({**place, **_summary(group), "n_seeds": len(group)})
+    return pd.DataFrame(rows)
+
+
+def _summary(group: pd.DataFrame) -> dict[str, float]:
+    second, measured = group["second"], group["measured"]
+    size = group["first"].abs() + second
+    values = {key: group[key].to_numpy(float) for key in ("trace", "top", "first", "second")}
+    values["measured"] = measured.to_numpy(float)
+    values["curvature_share"] = (second / size.where(size > 0)).to_numpy(float)
+    values["of_measured"] = (
+        (second / measured).to_numpy(float)
+        if bool((measured > 0).all())
+        else np.full(len(group), np.nan)
+    )
+    found = {}
+    for key in QUANTITIES:
+        mean, half = float(values[key].mean()), math.nan
+        if len(group) > 1:
+            spread = values[key].std(ddof=1) / math.sqrt(len(group))
+            half = float(stats.t.ppf(ENDS[1], len(group) - 1) * spread)
+        found |= {key: mean, f"{key}_low": mean - half, f"{key}_high": mean + half}
+    return found
