@@ -43,7 +43,7 @@ def brittleness(
     draws: int = DEFAULTS.draws,
     seed: int = DEFAULTS.seed,
     max_examples: int | None = DEFAULTS.max_examples,
-    checkpoint: str | Path | None = None,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> Brittleness:
     r"""What the same fine-tuning costs the old tasks of several models, at equal progress.
@@ -74,7 +74,7 @@ def brittleness(
         steps: Optimiser steps (AdamW) of every run. Default: 40.
         batch_rows: Examples per batch. Default: 8.
         every: Steps between measurements of the losses. Default: 2.
-        seeds: Of the runs; at least two. Default: 1 to 5.
+        seeds: Of the runs; at least three. Default: 1 to 5.
         looks: How often after the start, evenly spaced, trace and concentration of the old tasks'
             Fishers and the curvature along the update are computed. Default: 2.
         collapse: An old task has collapsed when its loss has gone this share of the way from the
@@ -83,7 +83,7 @@ def brittleness(
         draws: Label draws per example. Default: 1.
         seed: Of the search, of label draws and of resamples. Default: 0.
         max_examples: Watch the first so many of each task. Default: ``None``, all.
-        checkpoint: Folder in which finished runs are kept, so that the same call goes on where it
+        folder: Folder in which finished runs are kept, so that the same call goes on where it
             was stopped. Default: ``None``, nowhere.
         progress: Show a progress bar. Default: ``True``.
 
@@ -110,7 +110,7 @@ def brittleness(
         seed=seed,
     )
     config = FisherConfig(likelihood=likelihood, draws=draws, seed=seed, max_examples=max_examples)
-    request = make_request(models, learn, tasks, held_out, config, options, checkpoint)
+    request = make_request(models, learn, tasks, held_out, config, options, folder)
     runner = Runner(request)
     found = _search(request, runner, progress)
     runs: Runs = {}

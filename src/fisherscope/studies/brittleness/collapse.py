@@ -24,7 +24,7 @@ def collapse(
     straight line. In resamples in which that does not happen within the run the step is infinite.
 
     Args:
-        paths: Mean losses and their resamples; ``None`` if fewer than two runs came through.
+        paths: Mean losses and their resamples; ``None`` if fewer than three runs came through.
         runs: The same runs and the diverged ones, to count those that collapsed: a run that
             diverged did.
         task: An old task.

@@ -50,5 +50,5 @@ class Kept:
             write_json(temporary, found)
             os.replace(temporary, file)
         except OSError as error:
-            raise StoreError(f"checkpoint={self.folder} can't be written: {error}") from error
+            raise StoreError(f"folder={self.folder} can't be written: {error}") from error
         return found

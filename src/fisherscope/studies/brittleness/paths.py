@@ -56,7 +56,7 @@ def resampled(runs: Sequence[Run], seed: int) -> Paths:
     the interval of Student (a rescaled bootstrap, Rao and Wu, 1988).
 
     Args:
-        runs: Of one model, one per seed, none diverged, at least two.
+        runs: Of one model, one per seed, none diverged, at least three.
         seed: Keys the resampling.
 
     Returns:
@@ -82,7 +82,7 @@ def seed_weights(count: int, rng: np.random.Generator) -> np.ndarray:
     """Weights of seeds: the mean, then resamples of it.
 
     Args:
-        count: Number of seeds, at least 2.
+        count: Number of seeds, at least 3.
         rng: Draws them.
 
     Returns:

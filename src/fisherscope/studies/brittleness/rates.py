@@ -58,7 +58,9 @@ def search(
     """
     grid = sorted(rates)
     tried = {m: {rate: progress(m, rate) for rate in grid} for m in models}
-    best = {m: max((v for v in falls.values() if v == v), default=0.0) for m, falls in tried.items()}
+    best = {
+        m: max((v for v in falls.values() if v == v), default=0.0) for m, falls in tried.items()
+    }
     stuck = tuple(m for m in models if not best[m] > 0)
     chosen: dict[str, float] = {}
     goal = math.nan

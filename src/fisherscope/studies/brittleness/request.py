@@ -23,6 +23,8 @@ from fisherscope.studies.tuning import Schedule
 NEW, ALL = "new", "all"
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 SEEDS = (1, 2, 3, 4, 5)
+# With two, intervals over seeds would cover less than they say.
+LEAST_SEEDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +64,10 @@ class BrittlenessOptions:
             check_whole(name, getattr(self, name), low=low)
         for seed in (self.seed, *self.seeds):
             check_whole("seeds", seed, low=0)
-        if len(set(self.seeds)) != len(self.seeds) or len(self.seeds) < 2:
+        if len(set(self.seeds)) != len(self.seeds) or len(self.seeds) < LEAST_SEEDS:
             raise ParameterError(
-                f"seeds={list(self.seeds)}: give two or more different seeds; the interval is over "
-                "them"
+                f"seeds={list(self.seeds)}: give {LEAST_SEEDS} or more different seeds; the "
+                "interval is over them"
             )
 
     def schedule(self, rate: float) -> Schedule:
@@ -103,7 +105,7 @@ class Request:
         uninformed: Old task to the loss of a model that ignores its input, nats per token.
         config: Settings of the Fisher.
         options: How the study is made.
-        checkpoint: Folder of finished runs, or ``None``.
+        folder: Folder of finished runs, or ``None``.
     """
 
     models: dict[str, nn.Module]
@@ -114,7 +116,7 @@ class Request:
     uninformed: dict[str, float]
     config: FisherConfig
     options: BrittlenessOptions
-    checkpoint: Path | None
+    folder: Path | None
 
     @property
     def reference(self) -> str:
@@ -134,7 +136,7 @@ def make_request(
     held_out: Any,
     config: FisherConfig,
     options: BrittlenessOptions,
-    checkpoint: str | Path | None,
+    folder: str | Path | None,
 ) -> Request:
     """Check what :func:`brittleness` was given.
 
@@ -145,7 +147,7 @@ def make_request(
         held_out: Examples of the new task to measure it on, or ``None``.
         config: Likelihood, draws, seed, and how many examples of each task to watch.
         options: How the study is made.
-        checkpoint: Folder of finished runs, or ``None``.
+        folder: Folder of finished runs, or ``None``.
 
     Returns:
         The checked request.
@@ -156,7 +158,9 @@ def make_request(
         DataError: If the new task's rows can't be told from the held-out ones.
     """
     if not isinstance(models, Mapping) or len(models) < 2:
-        raise ParameterError("models must be a mapping from name to model with at least two of them")
+        raise ParameterError(
+            "models must be a mapping from name to model with at least two of them"
+        )
     names = list(models)
     for name in names[1:]:
         check_alike(
@@ -202,7 +206,7 @@ def make_request(
         uninformed={task: _uninformed(p) for task, p in prepared[names[0]].items()},
         config=config,
         options=options,
-        checkpoint=None if checkpoint is None else Path(checkpoint).expanduser().absolute(),
+        folder=None if folder is None else Path(folder).expanduser().absolute(),
     )
 
 

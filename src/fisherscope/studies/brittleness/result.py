@@ -22,8 +22,8 @@ class Brittleness(Result):
 
     Attributes:
         outcome: ``"ok"``; ``"no_progress"`` if a model's held-out loss of the new task falls at
-            no rate (no run is compared then); ``"diverged"`` if no pair of models has two seeds
-            that came through.
+            no rate (no run is compared then); ``"diverged"`` if no pair of models has three
+            seeds that came through.
         reference: The model that the others are compared with.
         goal: The progress that rates were matched for.
         stuck: Models that made no progress.
@@ -102,9 +102,7 @@ class Brittleness(Result):
         whole = [r for r in rows if r["task"] == ALL]
         lines = [_headline(r) for r in whole if r["criterion"] == "progress"]
         lines += [_beside(r) for r in whole if r["criterion"] != "progress"]
-        lines += [
-            _task(r) for r in rows if r["task"] != ALL and r["criterion"] == "progress"
-        ]
+        lines += [_task(r) for r in rows if r["task"] != ALL and r["criterion"] == "progress"]
         return [*lines, *_diverged(self.training), *_why(self), *_collapsed(self.collapse)]
 
 
@@ -126,8 +124,8 @@ def _headline(row: dict[str, Any]) -> str:
         low, high = row["difference_low"], row["difference_high"]
         said = "is" if low > 0 or high < 0 else "is not"
         return (
-            f"There is no ratio of {model} to {reference}: {costs}, and not both are resolved above "
-            f"zero. The difference, {_spread(row, 'difference')}, {said} resolved."
+            f"There is no ratio of {model} to {reference}: {costs}, and not both are resolved "
+            f"above zero. The difference, {_spread(row, 'difference')}, {said} resolved."
         )
     if row["outcome"] == "not_resolved":
         return (

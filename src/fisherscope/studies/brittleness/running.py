@@ -69,7 +69,7 @@ class Runner:
 
     def __init__(self, request: Request):
         self.request = request
-        self.kept = Kept(request.checkpoint)
+        self.kept = Kept(request.folder)
         self.prints = {name: model_fingerprint(model) for name, model in request.models.items()}
         self.data = {task: fingerprint(rows) for task, rows in request.watch.items()}
         self.lessons = fingerprint(request.learn)
@@ -162,7 +162,9 @@ class Runner:
             "looks": rows,
         }
 
-    def _follow(self, model: str, rate: float, seed: int, *, watch: Any, look: Any = None) -> Course:
+    def _follow(
+        self, model: str, rate: float, seed: int, *, watch: Any, look: Any = None
+    ) -> Course:
         request, options = self.request, self.request.options
         return follow(
             request.models[model],

@@ -14,7 +14,7 @@ from fisherscope.studies.brittleness.geometry import geometry
 from fisherscope.studies.brittleness.paths import Paths, interval, resampled
 from fisherscope.studies.brittleness.rates import Rates
 from fisherscope.studies.brittleness.ratios import no_ratio, ratios
-from fisherscope.studies.brittleness.request import ALL, NEW, Request
+from fisherscope.studies.brittleness.request import ALL, LEAST_SEEDS, NEW, Request
 from fisherscope.studies.brittleness.result import Brittleness
 from fisherscope.studies.brittleness.running import Run
 
@@ -85,7 +85,7 @@ def _ratios(request: Request, runs: Runs) -> list[dict[str, Any]]:
                 for a, b in zip(runs[reference, arm], runs[model, arm], strict=True)
                 if a.outcome == b.outcome == "ok"
             ]
-            if len(pairs) > 1:
+            if len(pairs) >= LEAST_SEEDS:
                 paths = [resampled(side, request.options.seed) for side in zip(*pairs, strict=True)]
                 found = ratios(*paths, old, criterion)
             else:
@@ -100,7 +100,7 @@ def _ratios(request: Request, runs: Runs) -> list[dict[str, Any]]:
 
 def _through(own: Sequence[Run], seed: int) -> Paths | None:
     fine = [run for run in own if run.outcome == "ok"]
-    return resampled(fine, seed) if len(fine) > 1 else None
+    return resampled(fine, seed) if len(fine) >= LEAST_SEEDS else None
 
 
 def _curves(request: Request, runs: Runs) -> list[dict[str, Any]]:
