@@ -45,7 +45,7 @@ PAGE = ROOT / "docs" / "brittleness.md"
 IMAGE = ROOT / "docs" / "images" / "brittleness.png"
 MARKS = ("<!-- brittleness: begin -->", "<!-- brittleness: end -->")
 STUDIES = {"code and prose": ("code", "prose"), "qa": ("qa",)}
-LENGTH, ROWS, LESSONS, HELD_OUT = 64, 32, 256, 64
+LENGTH, ROWS, LESSONS, HELD_OUT = 48, 20, 256, 64
 OPTIONS: dict[str, Any] = {
     "rates": (1e-4, 3e-4, 1e-3, 3e-3),
     "steps": 24,

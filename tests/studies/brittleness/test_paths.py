@@ -27,7 +27,7 @@ def test_the_estimate_is_the_plain_mean():
 
 @pytest.mark.parametrize("count", [3, 5, 8])
 def test_few_seeds_have_the_width_of_student(count):
-    # Catches a plain bootstrap of seeds, which at five seeds covers 83% and not 95%.
+    # Catches a plain bootstrap of seeds, which at five seeds covers 84% and not 95%.
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(600):
