@@ -175,9 +175,9 @@ def _panel(
         color = looks[model].color
         x, y = ([r[k] for r in own] for k in ("step", key))
         for r in own:
-            ends = [text.number(r.get(f"{key}{end}")) for end in ("_low", "_high")]
-            if None not in ends:
-                axes.plot([r["step"]] * 2, ends, color=color, lw=1.4)
+            low, high = (text.number(r.get(f"{key}{end}")) for end in ("_low", "_high"))
+            if low is not None and high is not None:
+                axes.plot([r["step"]] * 2, [low, high], color=color, lw=1.4)
         axes.plot(x, y, color=color, lw=2)
         axes.scatter(x, y, s=26, color=color, zorder=3, gid="points")
         tips += [f"{model}, {task}, step {r['step']}: {text.pretty(r[key])}" for r in own]

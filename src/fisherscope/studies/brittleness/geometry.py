@@ -36,34 +36,30 @@ def geometry(
     """
     rows = []
     for model, own in runs.items():
-        looks = pd.DataFrame([row for run in own for row in run.looks])
+        looks = [row for run in own for row in run.looks]
         for row in start[model]:
             known = {key: float(row[key]) for key in ("trace", "top")}
             unknown = {key: math.nan for key in QUANTITIES if key not in known}
             ends = {f"{key}{end}": math.nan for key in QUANTITIES for end in ("_low", "_high")}
-            place = {"model": model, "task": row["task"], "step": 0}
-            rows.append({**place, **known, **unknown, **ends, "n_seeds": 0})
-            if not len(looks):
-                continue
-            mine = looks[looks["task"] == row["task"]]
-            for step, group in mine.groupby("step", sort=True):
-                place = {"model": model, "task": row["task"], "step": step}
-                rows.append({**place, **_summary(group), "n_seeds": len(group)})
+            place = {"model": model, "task": row["task"]}
+            rows.append({**place, "step": 0, **known, **unknown, **ends, "n_seeds": 0})
+            mine = [look for look in looks if look["task"] == row["task"]]
+            for step in sorted({look["step"] for look in mine}):
+                group = [look for look in mine if look["step"] == step]
+                rows.append({**place, "step": step, **_summary(group), "n_seeds": len(group)})
     return pd.DataFrame(rows)
 
 
-def _summary(group: pd.DataFrame) -> dict[str, float]:
-    second, measured = group["second"], group["measured"]
-    size = group["first"].abs() + second
-    values = {key: group[key].to_numpy(float) for key in ("trace", "top", "first", "second")}
-    values["measured"] = measured.to_numpy(float)
-    values["curvature_share"] = (second / size.where(size > 0)).to_numpy(float)
-    values["of_measured"] = (
-        (second / measured).to_numpy(float)
-        if bool((measured > 0).all())
-        else np.full(len(group), np.nan)
-    )
-    found = {}
+def _summary(group: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    values = {
+        key: np.array([look[key] for look in group], dtype=float)
+        for key in ("trace", "top", "first", "second", "measured")
+    }
+    second, measured = values["second"], values["measured"]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values["curvature_share"] = second / (np.abs(values["first"]) + second)
+        values["of_measured"] = np.where((measured > 0).all(), second / measured, np.nan)
+    found: dict[str, float] = {}
     for key in QUANTITIES:
         mean, half = float(values[key].mean()), math.nan
         if len(group) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -78,7 +77,7 @@ def compare(reference: np.ndarray, other: np.ndarray) -> dict[str, Any]:
     Returns:
         Columns of a table.
     """
-    row = {
+    row: dict[str, Any] = {
         **_named("reference_damage", reference),
         **_named("damage", other),
         **_named("difference", other - reference),
@@ -99,7 +98,7 @@ def compare(reference: np.ndarray, other: np.ndarray) -> dict[str, Any]:
     }
 
 
-def no_ratio(outcome: RatioOutcome) -> Mapping[str, Any]:
+def no_ratio(outcome: RatioOutcome) -> dict[str, Any]:
     """A ratio that there is none of.
 
     Args:

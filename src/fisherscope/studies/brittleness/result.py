@@ -170,25 +170,29 @@ def _said(row: dict[str, Any]) -> str:
 
 
 def _diverged(training: pd.DataFrame) -> list[str]:
+    counts: dict[tuple[str, str], list[bool]] = {}
+    for row in training.to_dict("records"):
+        counts.setdefault((row["model"], row["arm"]), []).append(row["outcome"] != "ok")
     return [
-        f"{model} diverged in {int((own['outcome'] != 'ok').sum())} of {len(own)} runs "
-        f"({str(arm).replace('_', ' ')}); their seeds are left out of the ratios."
-        for (model, arm), own in training.groupby(["model", "arm"], sort=False)
-        if bool((own["outcome"] != "ok").any())
+        f"{model} diverged in {sum(lost)} of {len(lost)} runs ({arm.replace('_', ' ')}); their "
+        "seeds are left out of the ratios."
+        for (model, arm), lost in counts.items()
+        if any(lost)
     ]
 
 
 def _why(found: Brittleness) -> list[str]:
-    if found.geometry.empty:
-        return []
+    rows = found.geometry.to_dict("records")
     lines = []
-    for task, own in found.geometry.groupby("task", sort=False):
-        last = own[own["step"] == own["step"].max()].to_dict("records")
-        start = own[own["step"] == 0].to_dict("records")
+    for task in dict.fromkeys(row["task"] for row in rows):
+        own = [row for row in rows if row["task"] == task]
+        start = [row for row in own if row["step"] == 0]
         traces = ", ".join(f"{r['model']} {r['trace']:.3g}" for r in start)
         tops = ", ".join(f"{r['model']} {100 * r['top']:.3g}%" for r in start)
-        line = f"{task}: Fisher trace per token at the start {traces}; top 1% of it {tops}"
-        if last[0]["step"]:
+        line = f"{task}: Fisher trace per token at the start {traces}; held by its top 1% {tops}"
+        end = max(row["step"] for row in own)
+        last = [row for row in own if row["step"] == end]
+        if end:
             shares = ", ".join(f"{r['model']} {_spread(r, 'curvature_share')}" for r in last)
             line += f"; share of the curvature in the predicted damage at the end {shares}"
         lines.append(line + ".")

@@ -86,8 +86,10 @@ def _ratios(request: Request, runs: Runs) -> list[dict[str, Any]]:
                 if a.outcome == b.outcome == "ok"
             ]
             if len(pairs) >= LEAST_SEEDS:
-                paths = [resampled(side, request.options.seed) for side in zip(*pairs, strict=True)]
-                found = ratios(*paths, old, criterion)
+                first, second = (
+                    resampled(side, request.options.seed) for side in zip(*pairs, strict=True)
+                )
+                found = ratios(first, second, old, criterion)
             else:
                 found = [{"task": task, **no_ratio("diverged")} for task in (ALL, *old)]
             counts = {"n_seeds": len(pairs), "n_diverged": len(runs[model, arm]) - len(pairs)}
