@@ -44,7 +44,12 @@ RESULTS = ROOT / "benchmarks" / "results" / "brittleness.json"
 PAGE = ROOT / "docs" / "brittleness.md"
 IMAGE = ROOT / "docs" / "images" / "brittleness.png"
 MARKS = ("<!-- brittleness: begin -->", "<!-- brittleness: end -->")
-STUDIES = {"code and prose": ("code", "prose"), "qa": ("qa",)}
+# Old tasks, share of the attainable progress, and looks at Fisher and curvature.
+STUDIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "code and prose": (("code", "prose"), {"share": 0.8, "looks": 1}),
+    "code and prose, all the way": (("code", "prose"), {"share": 1.0, "looks": 0}),
+    "qa": (("qa",), {"share": 0.8, "looks": 0}),
+}
 LENGTH, ROWS, LESSONS, HELD_OUT = 48, 20, 256, 64
 OPTIONS: dict[str, Any] = {
     "rates": (1e-4, 3e-4, 1e-3, 3e-3),
@@ -82,7 +87,7 @@ def measure(folder: Path, runs: Path) -> Iterator[dict[str, Any]]:
     models = {n: AutoModelForCausalLM.from_pretrained(p).eval() for n, p in places.items()}
     learn, held_out = characters(tokenizer)
     studies = {}
-    for name, tasks in STUDIES.items():
+    for name, (tasks, more) in STUDIES.items():
         rows = {
             task: evenly(
                 fs.read_jsonl(folder / "tasks" / f"{task}.jsonl", tokenizer, max_length=LENGTH),
@@ -92,7 +97,7 @@ def measure(folder: Path, runs: Path) -> Iterator[dict[str, Any]]:
         }
         found = fs.brittleness(
             models, learn, rows, held_out=held_out, folder=runs,
-            looks=1 if name == "code and prose" else 0, **OPTIONS,
+            **more, **OPTIONS,
         )  # fmt: skip
         studies[name] = {**found.to_dict(), "findings": found.findings()}
         print(*found.findings(), sep="\n")
@@ -136,7 +141,7 @@ def render(known: Mapping[str, Any]) -> str:
         ]
         for name, study in known["studies"].items()
         for row in study["ratios"]
-        if len(STUDIES[name]) > 1 or row["task"] == "all"
+        if len(STUDIES[name][0]) > 1 or row["task"] == "all"
     ]
     lines += [table.markdown(header, rows), ""]
     rows = [
@@ -157,23 +162,29 @@ def render(known: Mapping[str, Any]) -> str:
         for row in main_study["rates"]
         if row["chosen"]
     )
+    intact = ", ".join(
+        f"{row['task']} {row['intact']:.3f} in {row['model']}"
+        for row in main_study["collapse"]
+        if row["arm"] == "matched"
+    )
+    lines.append(f"Losses at the start, nats per token: {intact}.")
+    lines.append("")
     lines.append(
         f"New task: {LESSONS} rows to learn and {HELD_OUT} to measure on; old tasks: {ROWS} "
         f"held-out rows each of at most {LENGTH} tokens; {options['steps']} steps of "
         f"{options['batch_rows']} rows, {len(options['seeds'])} seeds. Goal of the matching "
         f"{main_study['goal']:.3f} nats per token; rates: {rates}. {known['machine']}; "
-        f"{known['cpu_seconds']} s of processor time."
+        f"{known['cpu_seconds']} s of processor time, without runs kept from earlier calls."
     )
     return "\n".join(lines)
 
 
 def draw(studies: Mapping[str, Any], path: Path) -> None:
     """Damage against progress, one panel per old task, and the ratios beside them."""
-    panels = [(study, task) for name, study in studies.items() for task in STUDIES[name]]
-    figure, grid = plt.subplots(
-        1, len(panels) + 1, figsize=(3.3 * (len(panels) + 1), 3.1), layout="constrained"
-    )
-    for axes, (study, task) in zip(grid, panels, strict=False):
+    panels = [(name, study, task) for name, study in studies.items() for task in STUDIES[name][0]]
+    figure, panes = plt.subplots(2, 3, figsize=(10.5, 6), layout="constrained")
+    grid = panes.ravel()
+    for axes, (name, study, task) in zip(grid, panels, strict=False):
         for model, (colour, mark) in LOOKS.items():
             place = {"model": model, "arm": "matched"}
             for seed in known_seeds(study):
@@ -192,7 +203,8 @@ def draw(studies: Mapping[str, Any], path: Path) -> None:
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.plot(x, y, color=colour, marker=mark, markersize=4, label=model)
         axes.axhline(0, color="#9aa3ad", linewidth=0.8)
-        axes.set_title(task, fontsize=10)
+        how = name.partition(",")[2]
+        axes.set_title(f"{task},{how}" if how else task, fontsize=10)
         axes.set_xlabel("progress on the new task (nats per token)", fontsize=9)
     grid[0].set_ylabel("damage (nats per token)", fontsize=9)
     grid[0].legend(frameon=False)
@@ -205,19 +217,22 @@ def draw(studies: Mapping[str, Any], path: Path) -> None:
 
 
 def bars(axes: Any, studies: Mapping[str, Any]) -> None:
-    """Ratios with their intervals, and the null."""
+    """The ratio of each study with its interval, and the null."""
     rows = [
-        (f"{row['task'] if row['task'] != 'all' else name}, {WHERE[row['criterion']]}", row)
+        (f"{name},\n{WHERE[row['criterion']]}", row)
         for name, study in studies.items()
         for row in study["ratios"]
-        if row["ratio"] is not None and (row["task"] == "all" or len(STUDIES[name]) > 1)
+        if row["task"] == "all"
     ]
     for place, (_, row) in enumerate(rows):
-        axes.plot([row["ratio_low"], row["ratio_high"] or 1e3], [place, place], color="#1c2128")
+        if row["ratio"] is None:
+            axes.text(1.03, place, "no ratio", va="center", fontsize=7, color="#6b7280")
+            continue
+        axes.plot([row["ratio_low"], row["ratio_high"]], [place, place], color="#1c2128")
         axes.plot([row["ratio"]], [place], "o", color="#1c2128", markersize=5)
     axes.axvline(1, color="#9aa3ad", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
+    axes.set_xlim(left=0)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=7)
     axes.invert_yaxis()
     axes.set_title("damage of instruct / base", fontsize=10)
 
@@ -234,7 +249,8 @@ def spread(row: Mapping[str, Any], key: str) -> str:
     value, low, high = (row[f"{key}{end}"] for end in ("", "_low", "_high"))
     if value is None:
         return "–"
-    return f"{value:.3g}" if low is None else f"{value:.3g} ({low:.3g} to {high:.3g})"
+    shown = [f"{v:.4g}" if abs(v) >= 100 else f"{v:.3g}" for v in (value, low or 0, high or 0)]
+    return shown[0] if low is None else f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 
 WHERE = {"progress": "equal progress", "level": "equal loss", "same_rate": "equal rate"}

@@ -47,8 +47,12 @@ class BreakingData:
         if not row or text.number(row.get("damage")) is None:
             return "No two models came through with enough seeds to be compared."
         resolved = row["outcome"] in {"more_brittle", "less_brittle"}
+        gap = (
+            f"a difference of {text.pretty(row['difference'])} "
+            f"{text.interval(row['difference_low'], row['difference_high'])}"
+        )
         said = {
-            "no_damage": "not both are resolved above zero",
+            "no_damage": f"{gap}, and no ratio, as not both are resolved above zero",
             "not_resolved": "the ratio of the two is not told apart from 1",
         }.get(row["outcome"], f"{text.pretty(row['ratio'])} times as much")
         return (
@@ -189,7 +193,7 @@ def _panel(
         color = looks[model].color
         for (owner, on, _), (x, y) in data.seeds.items():
             if (owner, on) == (model, task):
-                axes.plot(x, y, color=color, lw=0.8, alpha=0.45)
+                axes.plot(x, y, color=color, lw=0.8, alpha=0.7)
         own = [r for r in data.rows if (r["model"], r["task"]) == (model, task)]
         if not own:
             continue

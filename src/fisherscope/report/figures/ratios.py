@@ -62,8 +62,9 @@ class RatiosData:
             "Each line is the damage of a model over that of the model it is compared with; at 1, "
             "the null, both lose the same. Bars: 95% intervals over seeds and examples, the same "
             "resamples for both models. Red: more brittle; blue: less; grey: not told apart. A "
-            "line without a dot has no ratio, for the reason that is written there. Each interval "
-            "stands for itself: of many lines one in twenty leaves out 1 by chance."
+            "line without a dot has no ratio, for the reason that is written there (no damage: not "
+            "both damages are resolved above zero), beside the difference in nats per token. Each "
+            "interval stands for itself: of many lines one in twenty leaves out 1 by chance."
         )
 
     def table(self) -> Table:
@@ -135,8 +136,7 @@ def _draw(data: RatiosData) -> Any:
             names.append(_name(row, several=several))
             ratio = text.number(row.get("ratio"))
             if ratio is None:
-                said = str(row["outcome"]).replace("_", " ")
-                axes.text(1.02, y, said, va="center", size=11, color=palette.MUTED)
+                axes.text(1.02, y, _why(row), va="center", size=11, color=palette.MUTED)
                 continue
             color = _COLORS.get(row["outcome"], palette.MUTED)
             start = max(text.number(row["ratio_low"]) or low, low)
@@ -161,6 +161,15 @@ def _draw(data: RatiosData) -> Any:
         return canvas.to_svg(
             figure, name="ratios", label="Brittleness ratios", hover={"points": tips}
         )
+
+
+def _why(row: Row) -> str:
+    said = f"no ratio: {str(row['outcome']).replace('_', ' ')}"
+    gap = text.number(row.get("difference"))
+    if gap is None:
+        return said
+    ends = (text.number(row.get(f"difference_{end}")) for end in ("low", "high"))
+    return f"{said}; difference {text.pretty(gap)} {text.interval(*ends)}"
 
 
 def _name(row: Row, *, several: bool) -> str:

@@ -181,6 +181,8 @@ def _panel(
         axes.plot(x, y, color=color, lw=2)
         axes.scatter(x, y, s=26, color=color, zorder=3, gid="points")
         tips += [f"{model}, {task}, step {r['step']}: {text.pretty(r[key])}" for r in own]
+    last = max(r["step"] for r in data.rows)
+    axes.set_xlim(-0.04 * last, 1.04 * last)
     if key == "curvature_share":
         axes.set_ylim(0, 1.02)
     else:

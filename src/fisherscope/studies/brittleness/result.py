@@ -121,11 +121,17 @@ def _headline(row: dict[str, Any]) -> str:
         f"{_spread(row, 'reference_damage')} in {reference}"
     )
     if row["outcome"] == "no_damage":
-        low, high = row["difference_low"], row["difference_high"]
-        said = "is" if low > 0 or high < 0 else "is not"
+        less, more = row["difference_high"] < 0, row["difference_low"] > 0
+        if not (less or more):
+            return (
+                f"{model} and {reference} are not told apart: {costs}. The difference, "
+                f"{_spread(row, 'difference')}, is not resolved; there is no ratio, as not both "
+                "damages are resolved above zero."
+            )
         return (
-            f"There is no ratio of {model} to {reference}: {costs}, and not both are resolved "
-            f"above zero. The difference, {_spread(row, 'difference')}, {said} resolved."
+            f"{model} loses {'less' if less else 'more'} than {reference}: {costs}. The "
+            f"difference, {_spread(row, 'difference')}, is resolved; there is no ratio, as not "
+            "both damages are resolved above zero."
         )
     if row["outcome"] == "not_resolved":
         return (
@@ -160,8 +166,8 @@ def _task(row: dict[str, Any]) -> str:
 def _said(row: dict[str, Any]) -> str:
     if row["outcome"] == "no_damage":
         return (
-            f"not defined (damage {_spread(row, 'damage')} against "
-            f"{_spread(row, 'reference_damage')}, not both resolved above zero)"
+            f"not defined, as not both damages are resolved above zero; their difference is "
+            f"{_spread(row, 'difference')}"
         )
     if row["outcome"] in {"diverged", "no_progress"}:
         return f"not defined ({row['outcome'].replace('_', ' ')})"
@@ -187,7 +193,7 @@ def _why(found: Brittleness) -> list[str]:
     for task in dict.fromkeys(row["task"] for row in rows):
         own = [row for row in rows if row["task"] == task]
         start = [row for row in own if row["step"] == 0]
-        traces = ", ".join(f"{r['model']} {r['trace']:.3g}" for r in start)
+        traces = ", ".join(f"{r['model']} {r['trace']:.4g}" for r in start)
         tops = ", ".join(f"{r['model']} {100 * r['top']:.3g}%" for r in start)
         line = f"{task}: Fisher trace per token at the start {traces}; held by its top 1% {tops}"
         end = max(row["step"] for row in own)
