@@ -93,7 +93,7 @@ def brittle_command(
         "steps": steps,
         "batch_rows": batch_rows,
         "every": every,
-        "seeds": tuple(range(1, seeds + 1)),
+        "seeds": tuple(range(fisher.seed + 1, fisher.seed + 1 + seeds)),
         "looks": looks,
     }
     found = brittleness(

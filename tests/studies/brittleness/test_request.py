@@ -61,6 +61,7 @@ def test_max_examples_is_about_what_is_watched():
         ({"held_out": "learn"}, fs.DataError, "held_out shares 24 of its 24"),
         ({"seeds": (1, 2)}, fs.ParameterError, "seeds"),
         ({"seeds": (1, 2, 2)}, fs.ParameterError, "seeds"),
+        ({"seed": 3}, fs.ParameterError, "seed=3 is among"),
         ({"rates": ()}, fs.ParameterError, "rates"),
         ({"rates": (0.0,)}, fs.ParameterError, "rates"),
         ({"share": 1.5}, fs.ParameterError, "share"),

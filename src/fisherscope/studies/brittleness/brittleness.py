@@ -81,7 +81,7 @@ def brittleness(
             intact model's to that of a model that ignores its input. Default: 0.5.
         likelihood: As in :func:`fisherscope.estimate`. Default: ``"auto"``.
         draws: Label draws per example. Default: 1.
-        seed: Of the search, of label draws and of resamples. Default: 0.
+        seed: Of the search, of label draws and of resamples; none of ``seeds``. Default: 0.
         max_examples: Watch the first so many of each task. Default: ``None``, all.
         folder: Folder in which finished runs are kept, so that the same call goes on where it
             was stopped. Default: ``None``, nowhere.

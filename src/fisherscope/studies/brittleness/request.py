@@ -62,12 +62,18 @@ class BrittlenessOptions:
         check_number("collapse", self.collapse, above=0, most=1)
         for name, low in (("steps", 1), ("batch_rows", 1), ("every", 1), ("looks", 0)):
             check_whole(name, getattr(self, name), low=low)
-        for seed in (self.seed, *self.seeds):
+        check_whole("seed", self.seed, low=0)
+        for seed in self.seeds:
             check_whole("seeds", seed, low=0)
         if len(set(self.seeds)) != len(self.seeds) or len(self.seeds) < LEAST_SEEDS:
             raise ParameterError(
                 f"seeds={list(self.seeds)}: give {LEAST_SEEDS} or more different seeds; the "
                 "interval is over them"
+            )
+        if self.seed in self.seeds:
+            raise ParameterError(
+                f"seed={self.seed} is among seeds={list(self.seeds)}; the search for the rates "
+                "takes a seed of its own, or rates would fit that run best"
             )
 
     def schedule(self, rate: float) -> Schedule:
