@@ -70,6 +70,7 @@ from fisherscope.structures import (
     KFACFisher,
     load,
 )
+from fisherscope.studies.brittleness import Brittleness, brittleness
 from fisherscope.studies.conflict import Conflict, conflict
 from fisherscope.studies.forgetting import Forgetting, forgetting
 from fisherscope.studies.interference import Interference, interference
@@ -157,11 +158,13 @@ __all__ = [
     "sparsity",
     "uncertainty",
     # studies
+    "Brittleness",
     "Conflict",
     "FiniteSize",
     "Forgetting",
     "Interference",
     "Percolation",
+    "brittleness",
     "compare_percolation",
     "conflict",
     "finite_size",

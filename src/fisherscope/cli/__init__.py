@@ -11,6 +11,7 @@ from fisherscope.preparation import VERSION
 
 _COMMANDS = (
     "analyze",
+    "brittle",
     "compare",
     "demo",
     "estimate",

@@ -28,26 +28,15 @@ def displacement(base: nn.Module, tuned: nn.Module, *, name: str = "tuned") -> d
         have not moved are left out, so it is empty where nothing has.
 
     Raises:
-        ParameterError: If the models differ in architecture; names the first difference.
-        NonFiniteError: If a weight of ``tuned`` is not finite.
+        NonFiniteError: If a weight of ``tuned`` is not finite. A model of another architecture
+            raises ``ParameterError``, see :func:`check_alike`.
     """
     after = dict(_merged(tuned).named_parameters())
     before = dict(base.named_parameters())
-    unlike = [*(n for n in before if n not in after), *(n for n in after if n not in before)]
-    if unlike:
-        owner = "base" if unlike[0] in before else name
-        raise ParameterError(
-            f"{name} is of another architecture than base: {unlike[0]!r} exists in {owner} only "
-            f"({len(unlike)} names differ); give two checkpoints of one model"
-        )
+    check_alike(before, after, names=("base", name))
     moves = {}
     for key, p in before.items():
         q = after[key]
-        if p.shape != q.shape:
-            raise ParameterError(
-                f"{name} is of another architecture than base: {key!r} has shape "
-                f"{tuple(q.shape)} there and {tuple(p.shape)} in base"
-            )
         if not p.is_floating_point():
             continue
         wide = torch.promote_types(p.dtype, torch.float32)
@@ -60,6 +49,35 @@ def displacement(base: nn.Module, tuned: nn.Module, *, name: str = "tuned") -> d
         if bool(move.any()):
             moves[key] = move
     return moves
+
+
+def check_alike(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, names: tuple[str, str]
+) -> None:
+    """Refuse two models that are not of one architecture.
+
+    Args:
+        before: Parameter name to parameter of the one.
+        after: The same of the other.
+        names: What to call the two in the error.
+
+    Raises:
+        ParameterError: If a name or a shape differs; says which one first.
+    """
+    one, other = names
+    unlike = [*(n for n in before if n not in after), *(n for n in after if n not in before)]
+    if unlike:
+        owner = one if unlike[0] in before else other
+        raise ParameterError(
+            f"{other} is of another architecture than {one}: {unlike[0]!r} exists in {owner} only "
+            f"({len(unlike)} names differ); give two checkpoints of one model"
+        )
+    for key, p in before.items():
+        if p.shape != after[key].shape:
+            raise ParameterError(
+                f"{other} is of another architecture than {one}: {key!r} has shape "
+                f"{tuple(after[key].shape)} there and {tuple(p.shape)} in {one}"
+            )
 
 
 def norm(move: Mapping[str, Tensor]) -> float:

@@ -1,6 +1,7 @@
 """The figures of the pages, in their order: a new figure is one file and one line here."""
 
 from fisherscope.report.figures import (
+    breaking,
     changes,
     concentration,
     critical,
@@ -11,7 +12,9 @@ from fisherscope.report.figures import (
     path,
     phase,
     predicted,
+    ratios,
     removal,
+    sharpness,
     similarity,
     structural,
     studied,
@@ -31,6 +34,7 @@ COMPARISON: tuple[FigureSpec, ...] = (changes.FIGURE, moved.FIGURE)
 
 # Kind of study, as its results name it, to the figures of its page.
 STUDIES: dict[str, tuple[FigureSpec, ...]] = {
+    "brittleness": (breaking.FIGURE, ratios.FIGURE, sharpness.FIGURE),
     "forgetting": (path.FIGURE, predicted.FIGURE),
     "interference": (
         studied.DAMAGE,
