@@ -80,6 +80,7 @@ from fisherscope.studies.percolation import (
     finite_size,
     percolation,
 )
+from fisherscope.studies.remedies import Remedies, remedies
 from fisherscope.surgery import (
     EWC,
     Merged,
@@ -162,12 +163,14 @@ __all__ = [
     "Forgetting",
     "Interference",
     "Percolation",
+    "Remedies",
     "compare_percolation",
     "conflict",
     "finite_size",
     "forgetting",
     "interference",
     "percolation",
+    "remedies",
     # the named classes
     "BombshellMetrics",
     "ExtendedModularityMetrics",

@@ -89,7 +89,8 @@ def _scored(
     step = max(1, _ENTRIES // logits.shape[-1])
     for start in range(0, len(flat), step):
         rows = slice(start, start + step)
-        q, p = (torch.log_softmax(x[rows].double(), -1) for x in (logits, others))
+        q = torch.log_softmax(logits[rows].double(), -1)
+        p = q if output is reference else torch.log_softmax(others[rows].double(), -1)
         labels = flat[rows].unsqueeze(-1)
         per = (
             torch.ones_like(q[:, 0]),
