@@ -19,6 +19,7 @@ _COMMANDS = (
     "ls",
     "percolate",
     "plan",
+    "remedy",
     "report",
     "validate",
 )

@@ -11,10 +11,12 @@ from fisherscope.report.figures import (
     path,
     phase,
     predicted,
+    remedies,
     removal,
     similarity,
     structural,
     studied,
+    tradeoff,
     versus,
 )
 from fisherscope.report.figures.base import FigureData, FigureSpec, View
@@ -45,6 +47,7 @@ STUDIES: dict[str, tuple[FigureSpec, ...]] = {
         critical.FIGURE,
         structural.FIGURE,
     ),
+    "remedies": (remedies.FIGURE, tradeoff.FIGURE),
 }
 
 __all__ = ["COMPARISON", "REGISTRY", "STUDIES", "FigureData", "FigureSpec", "View"]

@@ -20,8 +20,15 @@ from fisherscope.structures import Fisher
 from fisherscope.studies.course import Course, follow
 from fisherscope.studies.kept import Kept
 from fisherscope.studies.remedies import placement
-from fisherscope.studies.remedies.arms import LABELS, LORA, NULLS, PLAIN, REMEDIES, STRENGTHS
-from fisherscope.studies.remedies.arms import Strengths
+from fisherscope.studies.remedies.arms import (
+    LABELS,
+    LORA,
+    NULLS,
+    PLAIN,
+    REMEDIES,
+    STRENGTHS,
+    Strengths,
+)
 from fisherscope.studies.remedies.comparing import Gain, compare, gain_of
 from fisherscope.studies.remedies.interventions import Interventions
 from fisherscope.studies.remedies.result import Remedies

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,73 +84,78 @@ class Remedies(Result):
                 f"Plain fine-tuning makes no progress on {self.name} that its held-out rows "
                 "resolve, so there is no level to compare old tasks at."
             ]
-        rows = {arm: self._last(arm) for arm in NULLS if arm in set(self.table["arm"])}
-        lines = [self._summary(rows), self._plain()]
-        lines += [self._sentence(arm, row) for arm, row in rows.items()]
-        lines += self._troubles()
-        return [line for line in lines if line]
+        tried = [arm for arm in NULLS if arm in set(self.table["arm"])]
+        return [self._summary(tried), self._plain(), *map(self._sentence, tried), *self._troubles()]
 
-    def _means(self) -> list[dict[str, Any]]:
-        return [row for row in self.table.to_dict("records") if row["task"] == MEAN]
+    def compared(self, arm: str, to: Literal["plain", "null"]) -> dict[str, Any] | None:
+        """A remedy's row, for the mean of the old tasks, at the highest level where it can be read.
 
-    def _last(self, arm: str) -> dict[str, Any] | None:
-        """The highest level at which an arm can be held against plain fine-tuning at all."""
-        rows = [r for r in self._means() if r["arm"] == arm and r["to_plain_n"] > 0]
-        return max(rows, key=lambda row: (row["to_plain_n"] > 1, row["level"]), default=None)
+        Args:
+            arm: The remedy.
+            to: What it is held against: ``"plain"`` or ``"null"``.
 
-    def _summary(self, rows: Mapping[str, dict[str, Any] | None]) -> str:
-        found = {arm: row for arm, row in rows.items() if row is not None}
-        better = [arm for arm, row in found.items() if row["to_plain_verdict"] == "better"]
-        both = [arm for arm in better if found[arm]["to_null_verdict"] == "better"]
-        said = _listed([LABELS[arm] for arm in better])
+        Returns:
+            The row of the highest level that at least two seeds of both reach (one, if no level
+            has two); ``None`` where none does.
+        """
+        rows = [r for r in self._means(arm) if r[f"to_{to}_n"] > 0]
+        return max(rows, key=lambda row: (row[f"to_{to}_n"] > 1, row["level"]), default=None)
+
+    def _means(self, arm: str) -> list[dict[str, Any]]:
+        rows = self.table.to_dict("records")
+        return [row for row in rows if row["task"] == MEAN and row["arm"] == arm]
+
+    def _better(self, arm: str, to: Literal["plain", "null"]) -> bool:
+        row = self.compared(arm, to)
+        return row is not None and row[f"to_{to}_verdict"] == "better"
+
+    def _summary(self, tried: list[str]) -> str:
+        if not tried:
+            return f"No remedy was run beside plain fine-tuning on {self.name}."
+        better = [arm for arm in tried if self._better(arm, "plain")]
+        both = [LABELS[arm] for arm in better if self._better(arm, "null")]
         line = (
-            f"{len(better)} of {len(rows)} remedies {_verb(len(better), 'keep')} {self._kept()} "
-            f"better than plain fine-tuning at equal loss of {self.name}"
+            f"{len(better)} of {len(tried)} remedies {'keeps' if len(better) == 1 else 'keep'} "
+            f"{listed(self.tasks)} better than plain fine-tuning at equal loss of {self.name}"
         )
         if not better:
             return f"{line}."
-        own = _listed([LABELS[arm] for arm in both])
-        return f"{line} ({said}); better than {_own(both)} null as well: {own or 'none'}."
-
-    def _kept(self) -> str:
-        return _listed(list(self.tasks))
+        own = (
+            f"of these, {listed(both)} also better than the null"
+            if both
+            else "none of these also better than its null"
+        )
+        return f"{line}: {listed([LABELS[arm] for arm in better])}; {own}."
 
     def _plain(self) -> str:
-        rows = [row for row in self._means() if row["arm"] == PLAIN]
-        row = max(rows, key=lambda r: r["level"])
+        row = max(self._means(PLAIN), key=lambda r: r["level"])
         return (
             f"At {row['level']:.0%} of its best progress on {self.name}, plain fine-tuning has "
-            f"raised the mean loss of {self._kept()} by {row['increase']:.3g} nats per token"
-            f"{_interval(row, 'increase')}."
+            f"changed the mean loss of {listed(self.tasks)} by {row['increase']:+.3g} nats per "
+            f"token{_interval(row, 'increase')}."
         )
 
-    def _sentence(self, arm: str, row: dict[str, Any] | None) -> str:
-        label = LABELS[arm]
+    def _sentence(self, arm: str) -> str:
+        label, null = LABELS[arm], LABELS[NULLS[arm]]
+        row, beside = self.compared(arm, "plain"), self.compared(arm, "null")
         if row is None:
+            lowest = min(self.levels)
+            reached = [r["reached"] for r in self._means(NULLS[arm]) if r["level"] == lowest]
+            also = "" if any(reached) else f", nor does its null ({null})"
             return (
-                f"{label} never reaches {min(self.levels):.0%} of plain fine-tuning's progress on "
-                f"{self.name} in any of {self._seeds()} seeds."
+                f"{label}: does not reach {lowest:.0%} of plain fine-tuning's progress on "
+                f"{self.name} with any of {int(self.table['n_seeds'].iloc[0])} seeds{also}."
             )
-        line = (
-            f"{label}, at {row['level']:.0%} of plain fine-tuning's progress"
-            f"{self._partly(row)}: {_said(row, 'to_plain')} plain fine-tuning"
-        )
-        null = LABELS[NULLS[arm]]
-        if not row["to_null_n"]:
-            return f"{line}; its null ({null}) never reaches that level."
-        return f"{line}; {_said(row, 'to_null')} its null ({null})."
+        line = f"{label}: {self._where(row)} {_said(row, 'to_plain', 'plain fine-tuning')}"
+        if beside is None:
+            return f"{line}; its null ({null}) reaches no level that it reaches."
+        where = "" if beside["level"] == row["level"] else f"{self._where(beside)} "
+        return f"{line}; {where}{_said(beside, 'to_null', f'its null ({null})')}."
 
-    def _seeds(self) -> int:
-        return int(self.table["n_seeds"].iloc[0])
-
-    def _partly(self, row: dict[str, Any]) -> str:
-        higher = [level for level in self.levels if level > row["level"]]
-        part = (
-            ""
-            if row["outcome"] == "reached"
-            else f", reached by {row['reached']} of {row['n_seeds']} seeds"
-        )
-        return part + (f", {min(higher):.0%} being out of reach" if higher else "")
+    def _where(self, row: dict[str, Any]) -> str:
+        some = row["outcome"] == "reached_by_some"
+        part = f" ({row['reached']} of {row['n_seeds']} seeds reach it)" if some else ""
+        return f"at {row['level']:.0%} of plain fine-tuning's progress{part}"
 
     def _troubles(self) -> list[str]:
         lines = []
@@ -165,21 +170,23 @@ class Remedies(Result):
         if lost:
             lines.append(
                 f"Plain fine-tuning makes no progress on {self.name} with seed "
-                f"{_listed([str(seed) for seed in lost])}; left out."
+                f"{listed([str(seed) for seed in lost])}; left out."
             )
         return lines
 
 
-def _said(row: Mapping[str, Any], key: str) -> str:
-    value, verdict = row[key], row[f"{key}_verdict"]
-    by = f"{abs(value):.3g} nats per token"
-    if verdict == "better":
-        return f"{by} less is lost than with{_interval(row, key)}".replace(" with[", " [")
-    if verdict == "worse":
-        return f"{by} more is lost than with{_interval(row, key)}"
-    if verdict == "too_few_seeds":
-        return f"{value:+.3g} nats per token, with too few seeds for an interval, against"
-    return f"{value:+.3g} nats per token{_interval(row, key)}, not resolved, against"
+def _said(row: Mapping[str, Any], key: str, other: str) -> str:
+    value, low, high = row[key], row[f"{key}_low"], row[f"{key}_high"]
+    match row[f"{key}_verdict"]:
+        case "better":
+            return f"loses {-value:.3g} nats per token less than {other} [{-high:.3g}, {-low:.3g}]"
+        case "worse":
+            return f"loses {value:.3g} nats per token more than {other} [{low:.3g}, {high:.3g}]"
+        case "not_resolved":
+            return (
+                f"not told apart from {other} ({value:+.3g} nats per token [{low:.3g}, {high:.3g}])"
+            )
+    return f"{value:+.3g} nats per token against {other}, with too few seeds for an interval"
 
 
 def _interval(row: Mapping[str, Any], key: str) -> str:
@@ -187,13 +194,14 @@ def _interval(row: Mapping[str, Any], key: str) -> str:
     return f" [{low:.3g}, {high:.3g}]" if low == low else ""
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them.
+
+    Args:
+        names: At least one.
+
+    Returns:
+        For example ``"code, prose and qa"``.
+    """
+    names = list(names)
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _verb(count: int, verb: str) -> str:
-    return f"{verb}s" if count == 1 else verb
-
-
-def _own(arms: list[str]) -> str:
-    return "its own" if len(arms) == 1 else "their own"
