@@ -14,7 +14,7 @@ from fisherscope.errors import ConfigError, TaskError
 from fisherscope.metrics.study_run import begin_study
 from fisherscope.studies.remedies import remedies
 from fisherscope.studies.remedies.arms import NULLS, REMEDIES, STRENGTHS
-from fisherscope.studies.remedies.remedies import BATCH_ROWS, EVERY, FISHER_ROWS, LEVELS, SEEDS
+from fisherscope.studies.remedies.study import BATCH_ROWS, EVERY, FISHER_ROWS, LEVELS, SEEDS
 from fisherscope.studies.tuning import Schedule
 
 STEPS = 100

@@ -180,7 +180,7 @@ def build(results: Mapping[str, Any]) -> RemediesData | None:
 
 
 def _words(verdict: Any) -> str | None:
-    return None if verdict is None else str(verdict)
+    return str(verdict) if verdict else None
 
 
 def _plural(said: str) -> str:

@@ -120,7 +120,7 @@ def compare(
             gap = over_seeds(values - against)
             row |= gap.named(f"to_{key}") | {f"to_{key}_n": gap.n}
             row[f"to_{key}_verdict"] = (
-                gap.verdict if arm not in {other, PLAIN} and (other, share, task) in found else None
+                gap.verdict if arm not in {other, PLAIN} and (other, share, task) in found else ""
             )
         rows.append(row | {"unit": "nats per token"})
     return pd.DataFrame(rows)

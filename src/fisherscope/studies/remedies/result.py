@@ -33,13 +33,13 @@ class Remedies(Result):
             ``"reached_by_some"`` or ``"never_reached"``, with ``reached`` of ``n_seeds`` seeds;
             ``to_plain`` and ``to_null``, the difference to plain fine-tuning and to the remedy's
             own null, paired by seed, with interval, number of pairs (``_n``) and ``_verdict``:
-            ``"better"`` (less), ``"worse"``, ``"not_resolved"``, ``"too_few_seeds"``. In nats
-            per token. Intervals are Student's over seeds: what varies is order of the data,
+            ``"better"`` (less), ``"worse"``, ``"not_resolved"``, ``"too_few_seeds"``, or nothing
+            where there is no null. In nats per token. Intervals are Student's over seeds: what varies is order of the data,
             dropout, random masks and layers, first values of adapters; the rows do not.
         arms: One row per arm: ``label``, ``null``, ``trainable`` weights and ``bytes`` that are
             kept beside the model (means over seeds), ``final_new`` (loss of the new task at the
             end, with interval, over the seeds that did not diverge), ``diverged`` of
-            ``n_seeds`` fine-tunings, ``skipped`` (why an arm was not run, or ``None``).
+            ``n_seeds`` fine-tunings, ``skipped`` (why an arm was not run; else empty).
         runs: One row per fine-tuning: ``arm``, ``seed``, ``outcome`` (``"ok"`` or
             ``"diverged"``), ``steps`` up to its last finite measurement, ``final_new``,
             ``final_old`` (mean), ``trainable``, ``bytes``, ``modules`` with an adapter.

@@ -272,13 +272,13 @@ class _Study:
             rows.append({
                 "arm": arm,
                 "label": LABELS[arm],
-                "null": NULLS.get(arm),
+                "null": NULLS.get(arm, ""),
                 "trainable": float(np.mean([run.n_trainable for run in own])) if own else math.nan,
                 "bytes": float(np.mean([run.nbytes for run in own])) if own else math.nan,
                 **final.named("final_new"),
                 "diverged": len(own) - len(well),
                 "n_seeds": len(own),
-                "skipped": self.skipped.get(arm),
+                "skipped": self.skipped.get(arm, ""),
             })
         return pd.DataFrame(rows)
 
