@@ -18,8 +18,8 @@ from fisherscope.demo import DemoArtifacts
 def test_help_lists_every_command(run):
     # Would catch a command that is not registered or cannot be imported.
     text = run("--help").stdout
-    names = ("analyze", "compare", "demo", "estimate", "ls", "percolate", "plan", "report")
-    for name in (*names, "validate"):
+    names = ("analyze", "compare", "demo", "estimate", "ls", "percolate", "plan", "remedy")
+    for name in (*names, "report", "validate"):
         assert f"\n  {name} " in text
         assert "--traceback" in run(name, "--help").stdout
 

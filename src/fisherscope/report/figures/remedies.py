@@ -84,7 +84,9 @@ class RemediesData:
             if arms:
                 each = listed([f"{LABELS[a]} ({_value(found[a], 'to_plain')})" for a in arms])
                 plural = said if len(arms) == 1 else _plural(said)
-                parts.append(f"{each} {plural.format(old=listed(self.tasks))}")
+                parts.append(
+                    f"{each} {plural.format(old=listed([text.spoken(task) for task in self.tasks]))}"
+                )
         nulls = [a for a, r in found.items() if r and r["to_null_verdict"] == "better"]
         if found:
             own = listed([LABELS[a] for a in nulls]) if nulls else "no remedy"

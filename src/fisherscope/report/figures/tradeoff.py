@@ -57,7 +57,7 @@ class TradeoffData:
         said = [f"{LABELS[arm]} ({_signed(there[arm]['increase'])})" for arm in ranked]
         line = (
             f"At {top:.0%} of plain fine-tuning's progress on {text.spoken(self.name)} "
-            f"{listed(self.tasks)} {'has' if len(self.tasks) == 1 else 'have'} lost least with "
+            f"{listed([text.spoken(task) for task in self.tasks])} {'has' if len(self.tasks) == 1 else 'have'} lost least with "
             f"{said[0]}"
         )
         if len(said) > 1:

@@ -34,8 +34,9 @@ class Remedies(Result):
             ``to_plain`` and ``to_null``, the difference to plain fine-tuning and to the remedy's
             own null, paired by seed, with interval, number of pairs (``_n``) and ``_verdict``:
             ``"better"`` (less), ``"worse"``, ``"not_resolved"``, ``"too_few_seeds"``, or nothing
-            where there is no null. In nats per token. Intervals are Student's over seeds: what varies is order of the data,
-            dropout, random masks and layers, first values of adapters; the rows do not.
+            where there is no null. In nats per token. Intervals are Student's over seeds: what
+            varies is order of the data, dropout, random masks and layers, first values of
+            adapters; the rows do not.
         arms: One row per arm: ``label``, ``null``, ``trainable`` weights and ``bytes`` that are
             kept beside the model (means over seeds), ``final_new`` (loss of the new task at the
             end, with interval, over the seeds that did not diverge), ``diverged`` of
