@@ -37,9 +37,9 @@ from fisherscope.studies.tuning import Schedule
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "remedies.json"
 KEPT = ROOT / "runs" / "remedies"
-STEPS, FISHER_ROWS = 30, 64
+STEPS, EVERY, LESSONS, FISHER_ROWS = 24, 4, 480, 32
 # Questions are short, and their losses vary: more of them.
-HELD_OUT = {"code": 6, "prose": 6, "qa": 32}
+HELD_OUT = {"code": 4, "prose": 4, "qa": 24}
 OLD, NEW = ("code", "prose"), "qa"
 SEEDS = (0, 1, 2)
 
@@ -72,13 +72,14 @@ def measure() -> dict[str, Any]:
         protect[name] = {"input_ids": ids, "labels": ids}
     found = fs.remedies(
         model,
-        _lessons(corpora, tokenizer),
+        evenly(_lessons(corpora, tokenizer), LESSONS),
         {name: held_out[name] for name in OLD},
         held_out=held_out[NEW],
         protect=protect,
         name=NEW,
         seeds=SEEDS,
         schedule=Schedule(steps=STEPS, peak=TUNING_RATE),
+        every=EVERY,
         fisher_rows=FISHER_ROWS,
         folder=KEPT,
     )

@@ -73,6 +73,7 @@ class RemediesData:
         """
         level = self.levels[0]
         found = {arm: self.at(arm, level) for arm in self.remedies()}
+        old = listed([text.spoken(task) for task in self.tasks])
         lead = f"At {level:.0%} of plain fine-tuning's progress on {text.spoken(self.name)}"
         parts = []
         for verdict, said in (
@@ -84,9 +85,7 @@ class RemediesData:
             if arms:
                 each = listed([f"{LABELS[a]} ({_value(found[a], 'to_plain')})" for a in arms])
                 plural = said if len(arms) == 1 else _plural(said)
-                parts.append(
-                    f"{each} {plural.format(old=listed([text.spoken(task) for task in self.tasks]))}"
-                )
+                parts.append(f"{each} {plural.format(old=old)}")
         nulls = [a for a, r in found.items() if r and r["to_null_verdict"] == "better"]
         if found:
             own = listed([LABELS[a] for a in nulls]) if nulls else "no remedy"

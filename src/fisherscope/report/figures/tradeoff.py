@@ -55,10 +55,10 @@ class TradeoffData:
         there = {arm: row for arm, row in self.ends.items() if row["level"] == top}
         ranked = sorted(there, key=lambda arm: there[arm]["increase"])
         said = [f"{LABELS[arm]} ({_signed(there[arm]['increase'])})" for arm in ranked]
+        old = listed([text.spoken(task) for task in self.tasks])
         line = (
             f"At {top:.0%} of plain fine-tuning's progress on {text.spoken(self.name)} "
-            f"{listed([text.spoken(task) for task in self.tasks])} {'has' if len(self.tasks) == 1 else 'have'} lost least with "
-            f"{said[0]}"
+            f"{old} {'has' if len(self.tasks) == 1 else 'have'} lost least with {said[0]}"
         )
         if len(said) > 1:
             line += f" and most with {said[-1]}, nats per token"
