@@ -33,7 +33,8 @@ def test_remedy_leaves_a_page_and_goes_on(run, command, tmp_path):
     assert "What would have helped?" in page and 'id="tradeoff"' in page
     assert (out / "tables" / "table.parquet").is_file()
     kept = (out / "fine-tunings" / "fine-tunings.jsonl").read_text()
-    run(*command, "--out", out)
+    replay = ("remedy", "--config", out / "config.yaml", *command[5:])
+    run(*replay)
     assert (out / "fine-tunings" / "fine-tunings.jsonl").read_text() == kept
 
 
@@ -42,7 +43,9 @@ def test_remedy_says_what_is_wrong(run, command, tasks, tmp_path):
     wrong = (*command[:6], "sums", *command[7:])
     assert "--learn 'sums' is not NAME=FILE" in run(*wrong, *out, code=2).output
     alone = (*command[:3], *command[5:])
-    assert "needs an old task" in run(*alone, *out, code=2).output
+    assert "give at least one name" in run(*alone, *out, code=2).output
+    both = (*command[:3], "--task", f"sums={tasks['sums']}", *command[3:])
+    assert "'sums' is the new task" in run(*both, *out, code=2).output
     assert (
         "freeze_share=1.5 must be" in run(*command, "--freeze-share", 1.5, *out, code=None).output
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import click
@@ -101,9 +102,12 @@ def remedy_command(
     name, equals, file = learn.partition("=")
     if not equals or not file:
         raise ConfigError(f"--learn {learn!r} is not NAME=FILE, for example qa=data/qa.jsonl")
+    if any(task.partition("=")[0] == name for task in given["task"] or ()):
+        raise TaskError(f"--task {name!r} is the new task of --learn; leave it to that")
     measured = f"{name}-{HELD_OUT}"
-    extra = [learn] + ([f"{measured}={held_out}"] if held_out else [])
-    config = run_config(**{**given, "task": (*(given["task"] or ()), *extra)})
+    config = run_config(**given)
+    extra = {name: file} | ({measured: held_out} if held_out else {})
+    config = dataclasses.replace(config, tasks={**config.tasks, **extra})
     if not isinstance(config.model, str):
         raise ConfigError("remedy takes one --model; study several one by one")
     if set(config.tasks) <= {name, measured}:

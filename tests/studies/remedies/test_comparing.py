@@ -43,8 +43,9 @@ def one(table, arm, task="mean", level=0.5):
 
 TWO = {
     ("plain", 0): course([4, 2, 0], [1, 2, 5], [1, 4, 6]),
-    ("plain", 1): course([4, 1, 0], [1, 4, 5], [1, 1, 6]),
-    # Reaches 2 half-way between its measurements, and 2 exactly at the second.
+    ("plain", 1): course([4, 2.5, 1], [1, 4, 5], [1, 1, 6]),
+    # With seed 0 the level is a loss of 2, reached half-way between measurements; with seed 1 it
+    # is 2.5, reached after three quarters of the first stretch.
     ("ewc", 0): course([4, 3, 1], [1, 1, 2], [1, 2, 4]),
     ("ewc", 1): course([4, 2, 2], [1, 1.5, 9], [1, 1.5, 9]),
     ("l2", 0): course([4, 3.5, 3], [1, 1, 1], [1, 1, 1]),
@@ -53,21 +54,20 @@ TWO = {
 
 
 def test_old_losses_are_read_where_the_new_loss_crosses_the_level():
-    # Half of a gain of 4 is a loss of 2. Catches levels of the other seed, the last crossing, the
-    # nearest measurement, and a mean over rows instead of tokens.
+    # Catches levels of the other seed, the last crossing, the nearest measurement, and a mean over
+    # rows instead of tokens.
     table = compared(TWO)
-    assert one(table, "ewc", "old0")["loss"] == pytest.approx((1.5 + 1.5) / 2)
-    assert one(table, "ewc", "old1")["loss"] == pytest.approx((3.0 + 1.5) / 2)
-    assert one(table, "ewc")["loss"] == pytest.approx((2.25 + 1.5) / 2)
-    assert one(table, "ewc")["increase"] == pytest.approx((1.25 + 0.5) / 2)
-    plain = [3.0, (1 + 2 / 3 * 3 + 1) / 2]
-    assert one(table, "plain")["loss"] == pytest.approx(np.mean(plain))
+    assert one(table, "ewc", "old0")["loss"] == pytest.approx((1.5 + 1.375) / 2)
+    assert one(table, "ewc", "old1")["loss"] == pytest.approx((3.0 + 1.375) / 2)
+    assert one(table, "ewc")["loss"] == pytest.approx((2.25 + 1.375) / 2)
+    assert one(table, "ewc")["increase"] == pytest.approx((1.25 + 0.375) / 2)
+    assert one(table, "plain")["loss"] == pytest.approx((3.0 + 2.5) / 2)
 
 
 def test_differences_are_paired_by_seed():
     # Catches a difference of means with the interval of unpaired runs, and its sign.
     row = one(compared(TWO), "ewc")
-    gap = over_seeds([2.25 - 3.0, 1.5 - 2.0])
+    gap = over_seeds([2.25 - 3.0, 1.375 - 2.5])
     assert (row["to_plain"], row["to_plain_low"], row["to_plain_high"]) == pytest.approx((
         gap.value,
         gap.low,
@@ -81,9 +81,9 @@ def test_only_seeds_that_both_reach_are_pairs():
     table = compared(TWO)
     null, row = one(table, "l2"), one(table, "ewc")
     assert (null["outcome"], null["reached"], null["n_seeds"]) == ("reached_by_some", 1, 2)
-    assert null["loss"] == pytest.approx(2.5) and np.isnan(null["loss_low"])
+    assert null["loss"] == pytest.approx(2.125) and np.isnan(null["loss_low"])
     assert row["to_null_n"] == 1 and row["to_null_verdict"] == "too_few_seeds"
-    assert row["to_null"] == pytest.approx(1.5 - 2.5)
+    assert row["to_null"] == pytest.approx(1.375 - 2.125)
     high = one(compared(TWO, levels=(0.9,)), "ewc", level=0.9)
     assert (high["outcome"], high["reached"]) == ("never_reached", 0) and np.isnan(high["loss"])
 

@@ -52,10 +52,17 @@ def test_how_many_layers():
     assert [count_of(s, 8) for s in (0.01, 0.25, 0.99)] == [1, 2, 7]
 
 
+def test_a_layer_is_named_as_a_whole():
+    # Catches targets that match by their ending, as layer 0 does within layer 1.
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
+    found = adapted(model, ["0"], rank=1, seed=0)
+    assert hasattr(found[0], "lora_A") and not hasattr(found[1][0], "lora_A")
+
+
 @pytest.mark.parametrize("name", ["llama-untied", "gpt2"])
 def test_only_the_chosen_layers_change(name):
-    # Catches targets that match by their ending (layer 1 is in layer 11), biases or norms that
-    # train along, an adapter that starts as a change, and a user's model that gets adapters.
+    # Catches biases or norms that train along, an adapter that starts as a change or with other
+    # values each time, a Conv1D taken for a Linear, and a user's model that gets adapters.
     case = models.fresh(name)
     before = {n: p.detach().clone() for n, p in case.model.named_parameters()}
     found = places(case.model)

@@ -10,7 +10,7 @@ from fisherscope.data import content_id
 from fisherscope.defaults import FisherConfig
 from fisherscope.studies.remedies import study
 from fisherscope.studies.remedies.arms import STRENGTHS
-from fisherscope.studies.remedies.interventions import Interventions
+from fisherscope.studies.remedies.interventions import Interventions, even
 from fisherscope.studies.remedies.setting import settle
 from fisherscope.studies.tuning import Schedule
 from oracles import models, rows
@@ -98,6 +98,16 @@ def test_rows_without_supervised_tokens_are_named():
         fs.remedies(case.model, mute, {"old": good}, schedule=SCHEDULE, progress=False)
 
 
+def test_unlabelled_rows_are_refused():
+    # Catches placeholders that an estimate with drawn labels may use, trained on as if they were
+    # the data's.
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    old = (torch.randn(8, 4), torch.randint(3, (8,)))
+    options = {"schedule": SCHEDULE, "likelihood": "classification", "progress": False}
+    with pytest.raises(fs.DataError, match="learn: "):
+        fs.remedies(model, torch.randn(8, 4), {"old": old}, **options)
+
+
 def test_a_frozen_model_is_refused():
     model = fresh(Linear).requires_grad_(False)
     with pytest.raises(fs.ParameterError, match="nothing would be trained"):
@@ -123,6 +133,20 @@ def test_no_row_serves_twice():
     ids = [{content_id(row) for row in group} for group in groups]
     assert not ids[0] & ids[1] and not ids[2] & ids[3]
     assert ids[0] | ids[1] == ids[2] | ids[3] == {content_id(row) for row in data}
+
+
+def test_the_even_fisher_has_the_same_trace():
+    # Catches a null of another strength, and a trace that lies on weights that never move.
+    case = models.fresh("gpt2")
+    data = fs.examples(rows.examples(case.rows))
+    fisher = fs.estimate(case.model, data, progress=False)
+    names = list(fisher.sums)[2:]
+    flat = even(fisher, names)
+    part, spread = ({n: f.sums[n].double() for n in names} for f in (fisher, flat))
+    assert sum(t.sum() for t in spread.values()) == pytest.approx(
+        float(sum(t.sum() for t in part.values())), rel=1e-5
+    )
+    assert len({float(v) for t in spread.values() for v in (t.min(), t.max())}) == 1
 
 
 def test_masks_name_every_tensor_and_tied_ones_once():

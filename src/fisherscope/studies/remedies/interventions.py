@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -59,7 +59,9 @@ class Interventions:
         self._makers: dict[str, Callable[[int], Intervention]] = {
             arms.PLAIN: self._plain,
             arms.EWC: lambda seed: self._penalised(self.old_fishers),
-            arms.L2: lambda seed: self._penalised([even(f) for f in self.old_fishers]),
+            arms.L2: lambda seed: self._penalised([
+                even(f, setting.movable) for f in self.old_fishers
+            ]),
             arms.FREEZE: lambda seed: self._masked(self.free),
             arms.FREEZE_RANDOM: lambda seed: self._masked(inverse_shuffled(self.free, seed)),
             arms.MASK: lambda seed: self._masked(self.guided),
@@ -130,7 +132,7 @@ class Interventions:
         count = placement.count_of(share, len(self.ranking))
         return list(self.ranking["module"][:count])
 
-    def _estimate(self, rows: list[Example] | tuple[Example, ...]) -> Fisher:
+    def _estimate(self, rows: Sequence[Example]) -> Fisher:
         config = self.setting.config
         movable = set(self.setting.movable)
         return estimate(
@@ -192,19 +194,21 @@ class Interventions:
         )
 
 
-def even(fisher: Fisher) -> Fisher:
-    """The Fisher with the same trace spread evenly over all of its parameters.
+def even(fisher: Fisher, names: Sequence[str]) -> Fisher:
+    """The Fisher with the same trace over some parameters, spread evenly over these.
 
     Args:
         fisher: A diagonal one.
+        names: The parameters that may move.
 
     Returns:
         Another of the same identity.
     """
-    count = sum(t.numel() for t in fisher.sums.values())
-    mean = math.fsum(float(t.sum(dtype=torch.float64)) for t in fisher.sums.values()) / count
-    sums = {name: torch.full_like(t, mean) for name, t in fisher.sums.items()}
-    return dataclasses.replace(fisher, sums=sums)
+    moving = {name: fisher.sums[name] for name in names}
+    total = math.fsum(float(t.sum(dtype=torch.float64)) for t in moving.values())
+    mean = total / sum(t.numel() for t in moving.values())
+    spread = {name: torch.full_like(t, mean) for name, t in moving.items()}
+    return dataclasses.replace(fisher, sums={**fisher.sums, **spread})
 
 
 def inverse_shuffled(free: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:

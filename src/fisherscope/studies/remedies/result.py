@@ -83,7 +83,8 @@ class Remedies(Result):
         if self.outcome == "no_progress":
             return [
                 f"Plain fine-tuning makes no progress on {self.name} that its held-out rows "
-                "resolve, so there is no level to compare old tasks at."
+                "resolve, so there is no level to compare old tasks at.",
+                *self._diverged(),
             ]
         tried = [arm for arm in NULLS if arm in set(self.table["arm"])]
         return [self._summary(tried), self._plain(), *map(self._sentence, tried), *self._troubles()]
@@ -158,15 +159,20 @@ class Remedies(Result):
         part = f" ({row['reached']} of {row['n_seeds']} seeds reach it)" if some else ""
         return f"at {row['level']:.0%} of plain fine-tuning's progress{part}"
 
+    def _diverged(self) -> list[str]:
+        return [
+            f"{row['label']}: {row['diverged']} of {row['n_seeds']} fine-tunings diverged."
+            for row in self.arms.to_dict("records")
+            if row["diverged"]
+        ]
+
     def _troubles(self) -> list[str]:
-        lines = []
-        for row in self.arms.to_dict("records"):
-            if row["diverged"]:
-                lines.append(
-                    f"{row['label']}: {row['diverged']} of {row['n_seeds']} fine-tunings diverged."
-                )
-            if row["skipped"]:
-                lines.append(f"{row['label']} was not run: {row['skipped']}.")
+        lines = self._diverged()
+        lines += [
+            f"{row['label']} was not run: {row['skipped']}."
+            for row in self.arms.to_dict("records")
+            if row["skipped"]
+        ]
         lost = [r["seed"] for r in self.progress.to_dict("records") if r["outcome"] != "ok"]
         if lost:
             lines.append(

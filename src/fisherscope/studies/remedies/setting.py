@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -169,7 +170,7 @@ def settle(
     known = _read(model, "learn", learn, config)
     if held_out is None:
         train, measured = _halved("learn", known.examples, "pass held_out=, or at least four")
-        known = _read(model, "learn", train, config)
+        known = dataclasses.replace(known, examples=train)
     else:
         measured = _read(model, "held_out", held_out, config).examples
         _disjoint("held_out", measured, "learn", known.examples)
@@ -273,8 +274,10 @@ def _check_tasks(
 
 
 def _read(model: nn.Module, what: str, data: Any, config: FisherConfig) -> Prepared:
+    # With the data's own labels, which training and measuring need whatever Fishers draw.
+    labelled = dataclasses.replace(config, fisher_type="empirical")
     try:
-        return prepare(model, data, config)
+        return prepare(model, data, labelled)
     except DataError as error:
         raise DataError(f"{what}: {error}") from error
 
