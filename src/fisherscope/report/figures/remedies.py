@@ -209,7 +209,7 @@ def _draw(data: RemediesData, level: float) -> Any:
                 if row is None:
                     continue
                 tips += _bar(axes, row, y, color, filled=filled)
-                canvas_label(axes, row["label"], y, strong=filled)
+                _label(axes, row["label"], y, strong=filled)
             _beside(axes, data.at(arm, level), k)
         axes.set_ylim(len(arms) - 0.5, -0.5)
         axes.set_yticks([])
@@ -232,15 +232,7 @@ def _draw(data: RemediesData, level: float) -> Any:
         )
 
 
-def canvas_label(axes: Axes, label: str, y: float, *, strong: bool) -> None:
-    """Name a bar, left of the axes.
-
-    Args:
-        axes: Where.
-        label: The name.
-        y: Height of the bar.
-        strong: Whether it is a remedy.
-    """
+def _label(axes: Axes, label: str, y: float, *, strong: bool) -> None:
     axes.text(
         -0.02, y, label, transform=axes.get_yaxis_transform(), ha="right", va="center", size=12,
         color=palette.INK if strong else palette.MUTED, parse_math=False,
@@ -251,7 +243,10 @@ def _bar(axes: Axes, row: Row, y: float, color: str, *, filled: bool) -> list[st
     value = row["to_plain"]
     if value is None:
         said = f"{text.count(row['reached'])} of {text.count(row['n_seeds'])} seeds get here"
-        axes.text(0, y, f" {said}", va="center", size=11, color=palette.MUTED)
+        axes.annotate(
+            said, (0, y), (8, 0), textcoords="offset points", va="center", size=11,
+            color=palette.MUTED,
+        )  # fmt: skip
         return []
     (bar,) = axes.barh(
         y, value, height=0.32, facecolor=color if filled else "none", edgecolor=color, lw=1.4
