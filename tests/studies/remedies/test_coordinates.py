@@ -27,6 +27,7 @@ def test_the_mask_takes_what_the_new_task_needs_and_the_old_do_not():
     new = {"a": torch.tensor([2.0, 2.0, 0.001, 0.0])}
     old = {"a": torch.tensor([3.0, 0.0, 0.0, 1.0])}
     assert guided(new, old, 0.25, "global")["a"].tolist() == [False, True, False, False]
+    assert guided(new, old, 0.5, "global")["a"].tolist() == [True, True, False, False]
     # Without old tasks it is the FISH mask: the largest of the new task's Fisher.
     none = {"a": torch.zeros(4)}
     assert guided(new, none, 0.5, "global")["a"].tolist() == [True, True, False, False]

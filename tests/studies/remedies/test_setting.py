@@ -80,6 +80,12 @@ def test_fishers_must_be_of_this_model_and_of_other_rows():
     with pytest.raises(fs.IdentityError, match=r"fishers\['old'\].*other weights"):
         run(fishers={"old": foreign})
     apart = tuple(part + 0.5 for part in OTHER)
+    store = fs.FisherStore()
+    base = fs.FisherBase(store, fs.FisherConfig(likelihood="regression"))
+    for seen in (MODEL, other):
+        base.update_fisher_ema(seen, OTHER, "old")
+    with pytest.raises(fs.IdentityError, match="followed along a run"):
+        run(fishers={"old": store["old"]})
     same = fs.estimate(MODEL, OLD, likelihood="regression", progress=False)
     with pytest.raises(fs.IdentityError, match="the very rows"):
         run(fishers={"old": same}, protect={"old": apart})

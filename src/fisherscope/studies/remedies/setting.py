@@ -24,6 +24,7 @@ from fisherscope.distributed import unwrapped
 from fisherscope.errors import DataError, IdentityError, ParameterError, TaskError
 from fisherscope.preparation import Prepared, prepare
 from fisherscope.structures import DiagonalFisher, Fisher
+from fisherscope.structures.pooled import of_run
 from fisherscope.studies.remedies.arms import REMEDIES, Strengths
 from fisherscope.studies.tuning import Schedule
 
@@ -315,6 +316,11 @@ def _check_fisher(
             'it with structure="diagonal"'
         )
     own_weights(fisher, model, f"remedies(): {what}")
+    if of_run(fisher):
+        raise IdentityError(
+            f"{what} was followed along a run and is of no single model; estimate it at these "
+            "weights"
+        )
     if missing := [name for name in movable if name not in fisher.identity.parameters]:
         raise ParameterError(
             f"{what} lacks {len(missing)} parameters that are trained, such as {missing[0]!r}; "
