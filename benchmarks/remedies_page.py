@@ -41,7 +41,7 @@ def _figure(spec: Any, study: Mapping[str, Any]) -> list[str]:
     data = spec.build({"study": study})
     if data is None:
         return []
-    name = f"remedies_{spec.id}.svg"
+    name = "remedies.svg" if spec.id == "remedies" else f"remedies_{spec.id}.svg"
     svg = str(data.views()[0].svg).replace("<svg", SVG, 1)
     head, close, rest = svg.partition(">")
     (IMAGES / name).write_text(f"{head}{close}{PAPER}{rest}\n", encoding="utf-8")

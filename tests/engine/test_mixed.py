@@ -37,7 +37,9 @@ def worst(fisher: fs.Fisher, case: models.Case, twin: nn.Module, unit: str = "ex
 # Would catch: a scale that is not taken out of some path (head, tied embedding, norm, bias, slow
 # path): its square is off by 2^28; squares or sums in fp16; half of the layers on the slow path.
 @pytest.mark.parametrize("unit", ["example", "token"])
-@pytest.mark.parametrize("name", ["gpt2", "llama-tied", "llama-untied", "opt", "bert", "layerscale"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama-tied", "llama-untied", "opt", "bert", "layerscale"]
+)
 def test_fp16_weights(name, unit):
     case = models.case(name)
     model, twin = cast(case, torch.float16)

@@ -13,7 +13,7 @@ from fisherscope.likelihoods import CausalLM
 from fisherscope.studies.course import follow
 from fisherscope.studies.remedies.placement import adapted, count_of, places, random_like
 from fisherscope.studies.tuning import Schedule
-from oracles import models, rows
+from oracles import models, nets, rows
 
 pytest.importorskip("peft")
 
@@ -25,6 +25,7 @@ def test_tied_and_output_layers_get_no_adapter():
     assert len(tied) == 8
     untied = places(models.fresh("llama-untied").model)
     assert len(untied) == 14 and not any("lm_head" in p.module for p in untied)
+    assert places(nets.Reused()) == []
     frozen = models.fresh("gpt2").model.requires_grad_(False)
     assert places(frozen) == []
 
