@@ -81,6 +81,7 @@ from fisherscope.studies.percolation import (
     finite_size,
     percolation,
 )
+from fisherscope.studies.remedies import Remedies, remedies
 from fisherscope.surgery import (
     EWC,
     Merged,
@@ -165,12 +166,14 @@ __all__ = [
     "Interference",
     "Percolation",
     "brittleness",
+    "Remedies",
     "compare_percolation",
     "conflict",
     "finite_size",
     "forgetting",
     "interference",
     "percolation",
+    "remedies",
     # the named classes
     "BombshellMetrics",
     "ExtendedModularityMetrics",

@@ -18,8 +18,11 @@ from fisherscope.demo import DemoArtifacts
 def test_help_lists_every_command(run):
     # Would catch a command that is not registered or cannot be imported.
     text = run("--help").stdout
-    names = ("analyze", "brittle", "compare", "demo", "estimate", "ls", "percolate", "plan")
-    for name in (*names, "report", "validate"):
+    names = (
+        *("analyze", "brittle", "compare", "demo", "estimate", "forget", "interfere", "ls"),
+        *("percolate", "plan", "remedy", "report", "validate"),
+    )
+    for name in names:
         assert f"\n  {name} " in text
         assert "--traceback" in run(name, "--help").stdout
 

@@ -89,13 +89,17 @@ def _scored(
     step = max(1, _ENTRIES // logits.shape[-1])
     for start in range(0, len(flat), step):
         rows = slice(start, start + step)
-        q, p = (torch.log_softmax(x[rows].double(), -1) for x in (logits, others))
+        q = torch.log_softmax(logits[rows].double(), -1)
         labels = flat[rows].unsqueeze(-1)
+        apart = torch.zeros_like(q[:, 0])
+        if output is not reference:
+            p = torch.log_softmax(others[rows].double(), -1)
+            apart = (p.exp() * (p - q)).sum(-1)
         per = (
             torch.ones_like(q[:, 0]),
             -q.gather(-1, labels).squeeze(-1),
             (q.argmax(-1) == flat[rows]).double(),
-            (p.exp() * (p - q)).sum(-1),
+            apart,
         )
         for column, values in enumerate(per):
             totals[:, column].index_add_(0, place[rows], values.double())

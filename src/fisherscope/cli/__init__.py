@@ -20,6 +20,7 @@ _COMMANDS = (
     "ls",
     "percolate",
     "plan",
+    "remedy",
     "report",
     "validate",
 )

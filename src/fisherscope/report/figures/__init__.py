@@ -13,11 +13,13 @@ from fisherscope.report.figures import (
     phase,
     predicted,
     ratios,
+    remedies,
     removal,
     sharpness,
     similarity,
     structural,
     studied,
+    tradeoff,
     versus,
 )
 from fisherscope.report.figures.base import FigureData, FigureSpec, View
@@ -49,6 +51,7 @@ STUDIES: dict[str, tuple[FigureSpec, ...]] = {
         critical.FIGURE,
         structural.FIGURE,
     ),
+    "remedies": (remedies.FIGURE, tradeoff.FIGURE),
 }
 
 __all__ = ["COMPARISON", "REGISTRY", "STUDIES", "FigureData", "FigureSpec", "View"]

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -23,6 +22,7 @@ from fisherscope.preparation import Prepared, prepare
 from fisherscope.results import Result
 from fisherscope.studies.conflict.conflict import MEMORY, Conflict, conflict
 from fisherscope.studies.conflict.metric import NATURAL, PLAIN, Fishers
+from fisherscope.studies.seeds import over_seeds
 from fisherscope.studies.tuning import Schedule, fine_tune, row_batches
 
 ON, BY = "on", "by"
@@ -202,25 +202,16 @@ def differences(runs: pd.DataFrame) -> pd.DataFrame:
     for name in (ON, BY):
         wide = runs.pivot(index="seed", columns="arm", values=f"loss_{name}")
         for arm in wide.columns.drop(RANDOM):
-            gaps = (wide[arm] - wide[RANDOM]).to_numpy()
-            gaps = gaps[np.isfinite(gaps)]
-            n = len(gaps)
-            value = gaps.mean() if n else math.nan
-            low = high = math.nan
-            outcome = "too_few_seeds"
-            if n > 1:
-                half = stats.t.ppf(0.975, n - 1) * gaps.std(ddof=1) / math.sqrt(n)
-                low, high = value - half, value + half
-                outcome = "better" if high < 0 else "worse" if low > 0 else "not_resolved"
+            gap = over_seeds((wide[arm] - wide[RANDOM]).to_numpy())
             rows.append({
                 "arm": arm,
                 "loss": name,
-                "value": value,
-                "low": low,
-                "high": high,
-                "n_seeds": n,
+                "value": gap.value,
+                "low": gap.low,
+                "high": gap.high,
+                "n_seeds": gap.n,
                 "unit": "nats per token",
-                "outcome": outcome,
+                "outcome": gap.verdict,
             })
     return pd.DataFrame(rows)
 

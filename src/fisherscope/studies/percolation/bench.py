@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ import numpy as np
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fisherscope.errors import IdentityError, StoreError
 from fisherscope.interruption import Noted, whole_batches
+from fisherscope.studies.kept import Kept
 from fisherscope.studies.percolation.orders import Ordering
 from fisherscope.studies.percolation.removal import Removal, replaced, without
 from fisherscope.studies.percolation.units import Units
@@ -68,11 +67,12 @@ class Bench:
         self.watch = watch
         self.seed = seed
         self._known: dict[str, Measured] = {INTACT: dict(watch.intact)}
-        self._file = None if folder is None else folder / FILE
+        self._kept = Kept(None if folder is None else folder / FILE, identity)
+        for row in self._kept.rows:
+            tasks = {name: np.array(sums) for name, sums in row["tasks"].items()}
+            self._known.setdefault(row["key"], {}).update(tasks)
         self._progress, self._bar = progress, tqdm(disable=True)
         self._interrupted = Noted()
-        if self._file is not None:
-            self._open(self._file, identity)
 
     @contextlib.contextmanager
     def running(self, total: int) -> Generator[None]:
@@ -162,44 +162,10 @@ class Bench:
         with replaced(self.parameters, values):
             found = self.watch.evaluate(missing)
         known.update(found)
-        self._keep(key, found)
+        self._kept.add({"key": key, "tasks": {name: v.tolist() for name, v in found.items()}})
         self._bar.update()
         self._interrupted.obey()
         return known
-
-    def _keep(self, key: str, found: Measured) -> None:
-        if self._file is not None:
-            # repr of a float reads back as the same float.
-            line = {"key": key, "tasks": {name: sums.tolist() for name, sums in found.items()}}
-            with self._file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
-                stream.flush()
-
-    def _open(self, file: Path, identity: str) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            file.write_text(json.dumps({"identity": identity}) + "\n", encoding="utf-8")
-            return
-        lines = file.read_text(encoding="utf-8").split("\n")
-        try:
-            mine = json.loads(lines[0])["identity"] == identity
-            rows = [json.loads(line) for line in lines[1:-1]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{file} is damaged; delete it and start again") from error
-        if not mine:
-            raise IdentityError(
-                f"{file} holds measurements of another model, other data or other settings; "
-                "choose another folder, or delete it"
-            )
-        for row in rows:
-            tasks = {name: np.array(sums) for name, sums in row["tasks"].items()}
-            self._known.setdefault(row["key"], {}).update(tasks)
-        # A line that was cut off by the interruption is dropped.
-        whole = "\n".join([*lines[:-1], ""])
-        if lines[-1]:
-            temporary = file.with_suffix(".part")
-            temporary.write_text(whole, encoding="utf-8")
-            os.replace(temporary, file)
 
 
 def hash_seed(seed: int, draw: int) -> int:
