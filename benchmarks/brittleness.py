@@ -47,7 +47,10 @@ MARKS = ("<!-- brittleness: begin -->", "<!-- brittleness: end -->")
 # Old tasks, share of the attainable progress, and looks at Fisher and curvature.
 STUDIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "code and prose": (("code", "prose"), {"share": 0.8, "looks": 1}),
-    "code and prose, all the way": (("code", "prose"), {"share": 1.0, "looks": 0, "seeds": (1, 2, 3)}),
+    "code and prose, all the way": (
+        ("code", "prose"),
+        {"share": 1.0, "looks": 0, "seeds": (1, 2, 3)},
+    ),
     "qa": (("qa",), {"share": 0.8, "looks": 0}),
 }
 LENGTH, ROWS, LESSONS, HELD_OUT = 48, 20, 256, 64
@@ -172,9 +175,10 @@ def render(known: Mapping[str, Any]) -> str:
     lines.append(
         f"New task: {LESSONS} rows to learn and {HELD_OUT} to measure on; old tasks: {ROWS} "
         f"held-out rows each of at most {LENGTH} tokens; {options['steps']} steps of "
-        f"{options['batch_rows']} rows, {len(options['seeds'])} seeds (all the way: 3). Goal of the matching "
-        f"{main_study['goal']:.3f} nats per token; rates: {rates}. {known['machine']}; "
-        f"{known['cpu_seconds']} s of processor time, without runs kept from earlier calls."
+        f"{options['batch_rows']} rows, {len(options['seeds'])} seeds (all the way: 3). Goal "
+        f"of the matching {main_study['goal']:.3f} nats per token; rates: {rates}. "
+        f"{known['machine']}; {known['cpu_seconds']} s of processor time, without runs kept "
+        "from earlier calls."
     )
     return "\n".join(lines)
 
@@ -182,8 +186,11 @@ def render(known: Mapping[str, Any]) -> str:
 def draw(studies: Mapping[str, Any], path: Path) -> None:
     """Damage against progress, one panel per old task, and the ratios beside them."""
     panels = [(name, study, task) for name, study in studies.items() for task in STUDIES[name][0]]
-    figure, panes = plt.subplots(2, 3, figsize=(10.5, 6), layout="constrained")
+    lines = -(-(len(panels) + 1) // 3)
+    figure, panes = plt.subplots(lines, 3, figsize=(10.5, 3 * lines), layout="constrained")
     grid = panes.ravel()
+    for axes in grid[len(panels) + 1 :]:
+        axes.set_axis_off()
     for axes, (name, study, task) in zip(grid, panels, strict=False):
         for model, (colour, mark) in LOOKS.items():
             place = {"model": model, "arm": "matched"}
@@ -208,7 +215,7 @@ def draw(studies: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel("progress on the new task (nats per token)", fontsize=9)
     grid[0].set_ylabel("damage (nats per token)", fontsize=9)
     grid[0].legend(frameon=False)
-    bars(grid[-1], studies)
+    bars(grid[len(panels)], studies)
     for axes in grid:
         axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,7 +238,8 @@ def bars(axes: Any, studies: Mapping[str, Any]) -> None:
         axes.plot([row["ratio_low"], row["ratio_high"]], [place, place], color="#1c2128")
         axes.plot([row["ratio"]], [place], "o", color="#1c2128", markersize=5)
     axes.axvline(1, color="#9aa3ad", linewidth=0.8)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, max(1.6, axes.get_xlim()[1]))
+    axes.set_ylim(-0.5, len(rows) - 0.5)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=7)
     axes.invert_yaxis()
     axes.set_title("damage of instruct / base", fontsize=10)

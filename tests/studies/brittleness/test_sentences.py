@@ -51,6 +51,16 @@ def test_the_sentence_follows_the_intervals(reference, other, first, last):
     assert ("not resolved" in found) == (not apart)
 
 
+def test_rates_far_apart_are_a_warning():
+    # Catches a ratio that is told without the rates that it rests on.
+    table = pd.DataFrame({"model": ["base", "instruct"], "rate": [3e-3, 3e-4], "chosen": True})
+    near = table.assign(rate=[3e-4, 2e-4])
+    row = compare(draws(0.3), draws(0.1, seed=1))
+    assert "differ by a factor of 10" in " ".join(study(row, rates=table).findings())
+    said = " ".join(study(row, rates=near).findings())
+    assert "Matched rates: base 0.0003, instruct 0.0002." in said and "factor" not in said
+
+
 def test_what_kept_a_ratio_from_being_is_said():
     row = {**no_ratio("diverged"), "n_seeds": 1, "n_diverged": 4}
     assert "1 of 5 seeds came through" in study(row).findings()[0]

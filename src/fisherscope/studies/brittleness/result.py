@@ -11,6 +11,8 @@ from fisherscope.results import Result
 from fisherscope.studies.brittleness.request import ALL
 
 Outcome = Literal["ok", "no_progress", "diverged"]
+# Rates farther apart than this say more about a damage than the model does.
+_FAR = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +104,11 @@ class Brittleness(Result):
         whole = [r for r in rows if r["task"] == ALL]
         lines = [_headline(r) for r in whole if r["criterion"] == "progress"]
         lines += [_beside(r) for r in whole if r["criterion"] != "progress"]
-        lines += [_task(r) for r in rows if r["task"] != ALL and r["criterion"] == "progress"]
+        lines += _rates(self.rates)
+        # Of a single task the ratio of all has said it.
+        alone = len({r["task"] for r in rows}) < 3
+        each = [r for r in rows if r["task"] != ALL and r["criterion"] == "progress"]
+        lines += [] if alone else [_task(r) for r in each]
         return [*lines, *_diverged(self.training), *_why(self), *_collapsed(self.collapse)]
 
 
@@ -143,6 +149,20 @@ def _headline(row: dict[str, Any]) -> str:
         f"{model} is {word} brittle than {reference}: brittleness ratio {_spread(row, 'ratio')}; "
         f"{costs}. The interval of the ratio leaves out 1, so the difference is resolved."
     )
+
+
+def _rates(table: pd.DataFrame) -> list[str]:
+    chosen = {r["model"]: r["rate"] for r in table.to_dict("records") if r["chosen"]}
+    if not chosen:
+        return []
+    line = "Matched rates: " + ", ".join(f"{model} {rate:.3g}" for model, rate in chosen.items())
+    factor = max(chosen.values()) / min(chosen.values())
+    if factor > _FAR:
+        line += (
+            f". They differ by a factor of {factor:.2g}, so that the runs differ in how violent their "
+            "steps are and not only in the model: read the ratio beside that at equal rates"
+        )
+    return [line + "."]
 
 
 def _beside(row: dict[str, Any]) -> str:
