@@ -159,8 +159,8 @@ def _rates(table: pd.DataFrame) -> list[str]:
     factor = max(chosen.values()) / min(chosen.values())
     if factor > _FAR:
         line += (
-            f". They differ by a factor of {factor:.2g}, so that the runs differ in how violent their "
-            "steps are and not only in the model: read the ratio beside that at equal rates"
+            f". They differ by a factor of {factor:.2g}, so that the runs differ in how violent "
+            "their steps are and not only in the model: read the ratio beside that at equal rates"
         )
     return [line + "."]
 
