@@ -158,6 +158,7 @@ def _draw(data: PhaseData, model: str, name: str) -> Any:
                     axes.set_ylabel("length of the noise")
                     label = f"{ORDER_NAMES[order]} order"
                     canvas.write(sheet, 22, y + _HIGH / 2, label, size=12, rotation=90, ha="center")
+                axes.tick_params(labelleft=j == 0)  # the lengths are the same in every panel
                 axes.set_xlabel("fraction of the weights")
         label = f"Phase diagram of {model}. {data.caption()}"
         return canvas.to_svg(figure, name=name, label=label, hover=tips)
