@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from typing import TypeGuard
+
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
-    from typing_extensions import TypeGuard, TypeIs
+    from typing_extensions import TypeIs
 
 
 def is_split(tensor: Any) -> TypeIs[DTensor]:
