@@ -234,12 +234,12 @@ class Pass:
         skips, target = self.prepared.config.on_nonfinite == "skip", self.accumulator
         # What may have to be thrown away is summed apart.
         apart = skips or self.prepared.coverage.scale is not None
-        overflow = True
-        while overflow:
+        while True:
             if apart:
                 target = self._accumulator()
             norms, bad, overflow = self._pass(sweep, group, target)
-            overflow = overflow and sweep.lower_scale()
+            if not (overflow and sweep.lower_scale()):
+                break
         if bad and not skips:
             low = self.prepared.coverage.scale is not None
             raise NonFiniteError(

@@ -258,7 +258,7 @@ def _places(
         if id(module) in seen:
             return
         seen.add(id(module))
-        host = module if is_host(module) else host
+        host = module if bool(is_host(module)) else host
         for local, p in module.named_parameters(recurse=False):
             name = names.get(id(p))
             if name is None:

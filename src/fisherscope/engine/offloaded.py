@@ -43,7 +43,8 @@ def offloaded(model: nn.Module) -> dict[tuple[int, str], Offloaded]:
     found: dict[tuple[int, str], Offloaded] = {}
     for host in model.modules():
         outer = getattr(host, "_hf_hook", None)
-        for hook in getattr(outer, "hooks", (outer,)):
+        hooks: list[Any] = list(getattr(outer, "hooks", (outer,)))
+        for hook in hooks:
             weights = getattr(hook, "weights_map", None)
             if weights is None or not getattr(hook, "offload", False):
                 continue

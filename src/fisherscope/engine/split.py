@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from typing import TypeGuard
+
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
     from typing_extensions import TypeIs
@@ -28,7 +30,7 @@ def is_split(tensor: Any) -> TypeIs[DTensor]:
     return isinstance(tensor, _known("torch.distributed.tensor", "DTensor"))
 
 
-def is_host(module: nn.Module) -> TypeIs[FSDPModule]:
+def is_host(module: nn.Module) -> TypeGuard[FSDPModule]:
     """Whether a module gathers its parameters for its forward pass.
 
     Args:
