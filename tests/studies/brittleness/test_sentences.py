@@ -36,9 +36,9 @@ def draws(value, spread=0.01, seed=0):
         (draws(0.1), draws(0.3, seed=1), "instruct is more brittle than base", "is resolved."),
         (draws(0.3), draws(0.1, seed=1), "instruct is less brittle than base", "is resolved."),
         (draws(0.3), draws(0.3, seed=1), "instruct and base are not told apart", "not resolved."),
-        (draws(0.3), draws(-0.1, seed=1), "instruct loses less than base", "above zero."),
-        (draws(-0.1), draws(0.3, seed=1), "instruct loses more than base", "above zero."),
-        (draws(0.0), draws(0.0, seed=1), "instruct and base are not told apart", "above zero."),
+        (draws(0.3), draws(-0.1, seed=1), "instruct is less brittle than base", "is resolved."),
+        (draws(-0.1), draws(0.3, seed=1), "instruct loses more than base", "from zero."),
+        (draws(0.0), draws(0.0, seed=1), "instruct and base are not told apart", "from zero."),
     ],
 )
 def test_the_sentence_follows_the_intervals(reference, other, first, last):

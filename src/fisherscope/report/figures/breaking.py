@@ -52,7 +52,7 @@ class BreakingData:
             f"{text.interval(row['difference_low'], row['difference_high'])}"
         )
         said = {
-            "no_damage": f"{gap}, and no ratio, as not both are resolved above zero",
+            "no_damage": f"{gap}, and no ratio, as the latter is not resolved above zero",
             "not_resolved": "the ratio of the two is not told apart from 1",
         }.get(row["outcome"], f"{text.pretty(row['ratio'])} times as much")
         return (

@@ -41,7 +41,7 @@ class RatiosData:
         """
         known = [r for r in self.rows if text.number(r.get("ratio")) is not None]
         if not known:
-            return "No ratio is defined: no two damages are both resolved above zero."
+            return "No ratio is defined: no model that others are compared with has lost anything."
         main = next((r for r in known if (r["task"], r["criterion"]) == ("all", "progress")), None)
         resolved = [r for r in known if r["outcome"] in _COLORS]
         line = f"{len(resolved)} of {text.plural(len(known), 'ratio')} can be told apart from 1"
@@ -62,8 +62,9 @@ class RatiosData:
             "Each line is the damage of a model over that of the model it is compared with; at 1, "
             "the null, both lose the same. Bars: 95% intervals over seeds and examples, the same "
             "resamples for both models. Red: more brittle; blue: less; grey: not told apart. A "
-            "line without a dot has no ratio, for the reason that is written there (no damage: not "
-            "both damages are resolved above zero), beside the difference in nats per token. Each "
+            "line without a dot has no ratio, for the reason that is written there (no damage: "
+            "the model compared with has lost nothing for sure), beside the difference in nats "
+            "per token; what is below the scale, gains among it, is drawn at its left end. Each "
             "interval stands for itself: of many lines one in twenty leaves out 1 by chance."
         )
 
@@ -143,7 +144,7 @@ def _draw(data: RatiosData) -> Any:
             stop = text.number(row["ratio_high"])
             # An end that is not a number lies beyond any.
             axes.plot([start, high_end if stop is None else stop], [y, y], color=color, lw=2)
-            axes.scatter([ratio], [y], s=46, color=color, zorder=3, gid="points")
+            axes.scatter([max(ratio, low)], [y], s=46, color=color, zorder=3, gid="points")
             tips.append(
                 f"{names[-1]}: {text.pretty(ratio)} "
                 f"{text.interval(text.number(row['ratio_low']), stop)}"

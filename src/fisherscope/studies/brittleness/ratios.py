@@ -66,9 +66,10 @@ def ratios(
 def compare(reference: np.ndarray, other: np.ndarray) -> dict[str, Any]:
     """Ratio and difference of two damages.
 
-    There is a ratio only if both damages are resolved above zero. A resample in which the
-    reference has none counts as an infinite ratio; one in which neither model has any says
-    nothing, and counts against the interval at both ends.
+    There is a ratio only if the damage of the reference is resolved above zero; it is negative
+    where the other model gains. A resample in which the reference has none counts as an infinite
+    ratio; one in which neither model has any says nothing, and counts against the interval at both
+    ends.
 
     Args:
         reference: Damage of the reference, the estimate and its resamples.
@@ -82,7 +83,7 @@ def compare(reference: np.ndarray, other: np.ndarray) -> dict[str, Any]:
         **_named("damage", other),
         **_named("difference", other - reference),
     }
-    if not min(row["reference_damage_low"], row["damage_low"]) > 0:
+    if not row["reference_damage_low"] > 0:
         return row | no_ratio("no_damage")
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = np.where(reference > 0, other / reference, np.inf)

@@ -35,7 +35,7 @@ class Brittleness(Result):
             ``_low`` and ``_high`` over seeds and examples; ``at`` (the progress, or the loss of
             the new task, that both are read at), ``n_seeds``, ``n_diverged``, ``n_examples``,
             ``outcome``: ``"more_brittle"``, ``"less_brittle"``, ``"not_resolved"``,
-            ``"no_damage"`` (not both damages are resolved above zero, so that a ratio says
+            ``"no_damage"`` (that of the reference is not resolved above zero, so that a ratio says
             nothing), ``"no_progress"``, ``"diverged"``.
         curves: A row per model, arm (``"matched"`` or ``"same_rate"``), task and step:
             ``progress`` and ``damage`` with intervals, ``new_loss``, ``loss``.
@@ -131,13 +131,13 @@ def _headline(row: dict[str, Any]) -> str:
         if not (less or more):
             return (
                 f"{model} and {reference} are not told apart: {costs}. The difference, "
-                f"{_spread(row, 'difference')}, is not resolved; there is no ratio, as not both "
-                "damages are resolved above zero."
+                f"{_spread(row, 'difference')}, is not resolved; there is no ratio, as what "
+                f"{reference} lost is not told apart from zero."
             )
         return (
             f"{model} loses {'less' if less else 'more'} than {reference}: {costs}. The "
-            f"difference, {_spread(row, 'difference')}, is resolved; there is no ratio, as not "
-            "both damages are resolved above zero."
+            f"difference, {_spread(row, 'difference')}, is resolved; there is no ratio, as what "
+            f"{reference} lost is not told apart from zero."
         )
     if row["outcome"] == "not_resolved":
         return (
@@ -186,8 +186,8 @@ def _task(row: dict[str, Any]) -> str:
 def _said(row: dict[str, Any]) -> str:
     if row["outcome"] == "no_damage":
         return (
-            f"not defined, as not both damages are resolved above zero; their difference is "
-            f"{_spread(row, 'difference')}"
+            f"not defined, as what {row['reference']} lost is not told apart from zero; the "
+            f"difference is {_spread(row, 'difference')}"
         )
     if row["outcome"] in {"diverged", "no_progress"}:
         return f"not defined ({row['outcome'].replace('_', ' ')})"
