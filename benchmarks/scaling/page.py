@@ -19,8 +19,8 @@ LOOKS = {"diagonal": ("#0072b2", "o"), "grouped": ("#d55e00", "s")}
 
 HEAD = """# Scale
 
-How long an estimate takes and how much memory, over four sizes of GPT-2 with random weights and
-GPT-2's vocabulary of 50,257: {sequences} sequences of {length} tokens, {batch} at a time, under
+How long an estimate takes and how much memory, over {sizes} sizes of GPT-2 with random weights
+and GPT-2's vocabulary of 50,257: {sequences} sequences of {length} tokens, {batch} at a time, under
 `memory_limit="{limit}"`, in fp32 on one thread of a machine with 2 cores and 24 GiB that other
 work kept busy. Seconds are processor time, which is what one thread would take alone; seconds by
 the clock are beside it. `python benchmarks/scale.py` measures, `--page` makes this page.
@@ -44,6 +44,7 @@ def write(results: dict[str, Any]) -> None:
     found = list(results.values())
     draw(found)
     text = HEAD.format(
+        sizes=len({one["size"] for one in found}),
         sequences=shapes.SEQUENCES,
         length=shapes.LENGTH,
         batch=shapes.BATCH,
@@ -127,7 +128,8 @@ core. At that speed, for the same {positions:,} positions:
 - On accelerators of 80 GB the weights and sums of 7 B fit on one ({2 * 7 + 4 * 7} GB), those of
   70 B need {-(-6 * 70 // 80)} at least before activations. `"grouped"` keeps one number per output
   row: its sums are three orders of magnitude smaller, and 70 B then needs room for weights only.
-- A `memory_limit` of half the sums takes two passes, and so on: time for memory, one for one.
+- On an accelerator a `memory_limit` of half the sums takes two passes, and so on: time for memory,
+  one for one. Finished sums go to the CPU's memory, which has to hold all of them.
 - Verifying takes a gradient and a square in fp32 for each parameter asked for, beside the weights:
   the last column. Where that is too much, ask for `parameters=` in parts.
 - The squares are made in fp32, whatever the model's format: an accelerator's bf16 speed counts for

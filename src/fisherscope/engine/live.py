@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -31,13 +31,15 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.peak = 0
         self._seen: Any = WeakIdKeyDictionary()
         for tensor in known:
-            self._seen[tensor.untyped_storage()] = True
+            for part in _parts(tensor):
+                self._seen[part.untyped_storage()] = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: D102
         returned = func(*args, **(kwargs or {}))
         for value in tree_leaves(returned):
             if isinstance(value, torch.Tensor):
-                self._see(value.untyped_storage())
+                for part in _parts(value):
+                    self._see(part.untyped_storage())
         return returned
 
     def _see(self, storage: torch.UntypedStorage) -> None:
@@ -51,3 +53,14 @@ class LiveBytes(TorchDispatchMode):
 
     def _gone(self, size: int) -> None:
         self.now -= size
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors with memory of their own: those inside of a sharded one."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        inner = getattr(tensor, name)
+        if isinstance(inner, torch.Tensor):
+            yield from _parts(inner)

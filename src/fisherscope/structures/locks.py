@@ -9,6 +9,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from fisherscope.errors import StoreError
 
@@ -16,6 +17,7 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+msvcrt: Any
 try:
     import msvcrt
 except ImportError:  # everywhere else
