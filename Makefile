@@ -14,11 +14,14 @@ slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 # Which Fisher to choose, and does it hold up: rewrite benchmarks/results/{estimators,evidence,continual-*,
-# percolation}.json and the tables of docs/fisher.md, evidence.md, continual.md and percolation.md.
+# brittleness,remedies,percolation}.json and what docs/{fisher,evidence,continual,brittleness,remedies,
+# percolation}.md say of them.
 studies: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/estimators.py
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/evidence.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/continual.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/brittleness.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/remedies.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/percolation.py
 
 lint: $(STAMP)
