@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -75,3 +75,31 @@ class FigureSpec:
     title: str
     build: Callable[[Mapping[str, Any]], FigureData | None]
     absent: Callable[[Mapping[str, Any]], str]
+
+
+def per_level(
+    name: str,
+    levels: Sequence[str],
+    models: Sequence[str],
+    draw: Callable[[str, str, str], Markup],
+) -> tuple[View, ...]:
+    """A drawing for each level of removal and each model.
+
+    Args:
+        name: Of the figure; drawings are called after it.
+        levels: What is removed, in the singular.
+        models: Their names, told only where there are several.
+        draw: From level, model and the drawing's name to the drawing.
+
+    Returns:
+        The views.
+    """
+    several = len(models) > 1
+    return tuple(
+        View(
+            f"{level}s".capitalize() + (f", {model}" if several else ""),
+            draw(level, model, f"{name}-{level}-{number}"),
+        )
+        for level in levels
+        for number, model in enumerate(models)
+    )

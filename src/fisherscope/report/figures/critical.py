@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from fisherscope.report import text
 from fisherscope.report.figures import canvas, palette
-from fisherscope.report.figures.base import FigureSpec, View
+from fisherscope.report.figures.base import FigureSpec, View, per_level
 from fisherscope.report.tables import Column, Table
 from fisherscope.studies.percolation.sentences import ORDER_NAMES
 
@@ -119,15 +119,7 @@ class CriticalData:
         Returns:
             One view per level and model.
         """
-        several = len(self.models) > 1
-        return tuple(
-            View(
-                f"{level}s".capitalize() + (f", {model}" if several else ""),
-                _draw(self, level, model, f"critical-{level}-{number}"),
-            )
-            for level in self.levels
-            for number, model in enumerate(self.models)
-        )
+        return per_level("critical", self.levels, self.models, lambda *where: _draw(self, *where))
 
 
 def build(results: Mapping[str, Any]) -> CriticalData | None:
