@@ -6,7 +6,7 @@ import pytest
 
 import fisherscope as fs
 from fisherscope.defaults import FisherConfig
-from fisherscope.partition import partition, sums_bytes
+from fisherscope.partition import Budget, sums_bytes
 from fisherscope.preparation import prepare
 from oracles import models, rows
 
@@ -24,7 +24,7 @@ def test_parts_are_full_and_blocks_stay_together(structure, limits):
     prepared = prepare(case.model, data, FisherConfig(structure=structure))
     sizes = sums_bytes(prepared)
     for limit in limits:
-        parts = partition(prepared, limit)
+        parts = Budget(limit).parts(prepared)
         of = {name: n for n, part in enumerate(parts) for name in part}
         assert sorted(name for part in parts for name in part) == sorted(prepared.parameters)
         used = [0] * len(parts)

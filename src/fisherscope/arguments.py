@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import cast
 
 from torch import Tensor
+from transformers.utils.hub import convert_file_size_to_int
 
 from fisherscope.errors import ParameterError
 
@@ -48,6 +49,32 @@ def check_number(
         limits = {"of at least": low, "above": above, "of at most": most, "below": below}
         said = " and".join(f" {word} {end:g}" for word, end in limits.items() if end is not None)
         raise ParameterError(f"{name}={value!r} must be a finite number{said}{more}.")
+
+
+def size_in_bytes(name: str, value: int | str | None) -> int | None:
+    """Read a size.
+
+    Args:
+        name: The argument's name.
+        value: Bytes, or text such as ``"8GB"``; ``None`` for no size.
+
+    Returns:
+        Bytes, or ``None``.
+
+    Raises:
+        ParameterError: If it is no size, or negative.
+    """
+    if value is None:
+        return None
+    try:
+        size = convert_file_size_to_int(value)
+    except ValueError as error:
+        raise ParameterError(
+            f"{name}={value!r} is no size; give bytes, or text such as '8GB'"
+        ) from error
+    if size < 0:
+        raise ParameterError(f"{name}={value!r} must be at least 0")
+    return size
 
 
 def check_whole(name: str, value: object, *, low: int, most: int | None = None) -> None:

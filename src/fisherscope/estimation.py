@@ -20,12 +20,13 @@ from fisherscope.distributed import Ranks
 from fisherscope.engine.away import check_shards, is_sharded
 from fisherscope.errors import IdentityError, ParameterError
 from fisherscope.naming import Selection
-from fisherscope.partition import partition, sums_bytes
+from fisherscope.partition import Budget, stages_of, sums_bytes
 from fisherscope.passes import Pass
 from fisherscope.preparation import Prepared, Request, settled
 from fisherscope.structures import Fisher, Identity, KFACFisher
 from fisherscope.structures.columns import beside
 from fisherscope.structures.eigenvectors import decompose
+from fisherscope.structures.rooms import Disk, memory
 from fisherscope.structures.spread import Owners, hollow, save_spread
 
 
@@ -49,6 +50,7 @@ def estimate(
     progress: bool = True,
     checkpoint: str | Path | Checkpoint | None = None,
     memory_limit: int | str | None = None,
+    offload_folder: str | Path | None = None,
     basis: KFACFisher | None = None,
     distributed: bool = True,
 ) -> Fisher:
@@ -111,8 +113,14 @@ def estimate(
             Ctrl-C is pressed or SIGTERM arrives. The same call goes on from it, with any
             ``batch_size``; while it runs, no other may. Default: ``None``.
         memory_limit: Most memory for the sums, in bytes or as text (``"8GB"``): parameters
-            are cut into as many parts as it takes, each with a pass of its own. The numbers
-            are the same. Default: ``None``, one pass.
+            are cut into as many parts as it takes, each with a pass of its own, and so is their
+            verification. The numbers are the same. Finished sums of a model on the CPU go to
+            ``offload_folder``, then by default the system's folder for temporary files.
+            Default: ``None``, one pass.
+        offload_folder: Folder for sums on disk, as memory-mapped files that have no name and are
+            gone with the Fisher. Without a ``memory_limit`` they are there from the beginning:
+            one pass, in which the system brings and takes their pages. Default: ``None``, in
+            memory.
         basis: For ``"ekfac"``: a KFAC of the same parameters whose eigenvectors are used, so
             that estimates over different data can be added. Default: ``None``, one is
             estimated on the same data first.
@@ -146,8 +154,9 @@ def estimate(
         on_nonfinite=on_nonfinite,
     )
     ranks = Ranks(together=distributed)
-    kept = Checkpoint.of(checkpoint)
-    return _estimated(model, data, config, _Estimate(kept, progress, memory_limit, ranks), basis)
+    budget = Budget.of(memory_limit, offload_folder)
+    run = _Estimate(Checkpoint.of(checkpoint), progress, budget, ranks)
+    return _estimated(model, data, config, run, basis)
 
 
 @torch.inference_mode(False)
@@ -159,6 +168,7 @@ def estimate_into(
     progress: bool = True,
     checkpoint: str | Path | Checkpoint | None = None,
     memory_limit: int | str | None = None,
+    offload_folder: str | Path | None = None,
     basis: KFACFisher | None = None,
     **options: Any,
 ) -> None:
@@ -179,14 +189,16 @@ def estimate_into(
         checkpoint: As in :func:`fisherscope.estimate`; its states hold all sums, and pass
             through the first rank. Default: ``None``.
         memory_limit: As in :func:`fisherscope.estimate`. Default: ``None``, one pass.
+        offload_folder: As in :func:`fisherscope.estimate`; each rank may have its own. Default:
+            ``None``, in memory.
         basis: As in :func:`fisherscope.estimate`. Default: ``None``.
         **options: The options of :func:`fisherscope.estimate` other than ``distributed``.
 
     The errors are those of :func:`fisherscope.estimate`, and ``StoreError`` on all ranks if the
     folder can't be written by one of them.
     """
-    ranks, kept = Ranks(), Checkpoint.of(checkpoint)
-    run = _Estimate(kept, progress, memory_limit, ranks, spread=True)
+    ranks, budget = Ranks(), Budget.of(memory_limit, offload_folder)
+    run = _Estimate(Checkpoint.of(checkpoint), progress, budget, ranks, spread=True)
     fisher = _estimated(model, data, FisherConfig(**options), run, basis)
     save_spread(fisher, path, run.owners[0], ranks)
 
@@ -205,14 +217,16 @@ def _estimated(
             config.batch_size,
             config.halves,
             config.on_nonfinite,
-            run.limit,
+            run.budget.limit,
+            run.budget.folder is not None,
             kept is not None,
         )
         return asked[0].identity(), shared, {}
 
     def prepare() -> tuple[Any, ...]:
         with ranks.in_step(is_sharded(asked[0].model)):
-            found.append(asked[0].prepared())
+            found.append(asked[0].prepared(run.budget.limit))
+        run.disks.append(run.budget.disk(found[0]))
         return found[0].identity, (), found[0].coverage.text
 
     _same(ranks.each(ask))
@@ -233,7 +247,7 @@ def estimate_prepared(prepared: Prepared) -> Fisher:
     Returns:
         The Fisher.
     """
-    return _Estimate(None, False, None, Ranks(together=False))(
+    return _Estimate(None, False, Budget(), Ranks(together=False))(
         prepared, prepared.examples, None, "Fisher"
     )
 
@@ -258,17 +272,23 @@ class _Estimate:
 
     checkpoint: Checkpoint | None
     progress: bool
-    limit: int | str | None
+    budget: Budget
     ranks: Ranks
     spread: bool = False
     owners: list[Owners] = dataclasses.field(default_factory=list)
+    disks: list[Disk | None] = dataclasses.field(default_factory=list)
+
+    @property
+    def disk(self) -> Disk | None:
+        """Where finished sums are kept, if not in memory."""
+        return self.disks[0] if self.disks else None
 
     def whole(self, prepared: Prepared, basis: KFACFisher | None) -> Fisher:
         """All passes of an estimate."""
         kept = self.checkpoint
         if isinstance(prepared.spec, specs.EKFAC):
             basis = _checked(basis, prepared) if basis else self.factors(prepared)
-            decompose(basis, kept and kept.path / "eigenvectors", self.ranks)
+            decompose(basis, kept and kept.path / "eigenvectors", self.ranks, self.disk)
             kept = _within(kept, "eigenvalues")
         elif basis is not None:
             raise ParameterError(
@@ -283,19 +303,15 @@ class _Estimate:
         for number, part in enumerate(split_in_halves(prepared.examples)):
             place = _within(kept, f"half-{number}")
             parts.append(self(prepared, part, place, f"Fisher, half {number + 1}", basis))
-        both = parts[0] + parts[1]
+        both = parts[0].plus(parts[1], self.disk.zeros if self.disk else memory)
         for owners in self.owners:
             both = hollow(both, owners, self.ranks.rank)
         return dataclasses.replace(both, halves=(parts[0], parts[1]))
 
     def factors(self, prepared: Prepared) -> KFACFisher:
         """The KFAC whose eigenbasis an EKFAC over the same examples uses."""
-        spec = _factors_of(prepared.spec)
-        identity = dataclasses.replace(prepared.identity, structure=str(spec))
-        config = dataclasses.replace(prepared.config, structure=spec)
-        request = dataclasses.replace(prepared, config=config, identity=identity)
         place = _within(self.checkpoint, "factors")
-        found = self(request, prepared.examples, place, "Kronecker factors")
+        found = self(stages_of(prepared)[0], prepared.examples, place, "Kronecker factors")
         assert isinstance(found, KFACFisher)
         return found
 
@@ -317,7 +333,7 @@ class _Estimate:
         title: str,
         basis: KFACFisher | None,
     ) -> Fisher:
-        parts = partition(prepared, self.limit, basis)
+        parts = self.budget.parts(prepared, basis)
         if len(parts) == 1:
             return self._pass(prepared, examples, checkpoint, title, basis)
         found: list[Fisher] = []
@@ -342,9 +358,16 @@ class _Estimate:
         title: str,
         basis: KFACFisher | None,
     ) -> Fisher:
-        shown, ranks = self.progress, self.ranks
+        shown, ranks, room = self.progress, self.ranks, self.budget.room(self.disk)
         owners = self.owners[0] if self.owners else None
-        return Pass(prepared, examples, checkpoint, shown, title, basis, ranks, owners).finish()
+        todo = Pass(prepared, examples, checkpoint, shown, title, basis, ranks, owners, room)
+        fisher = todo.finish()
+        if self.disk is not None:
+            del todo  # and the sums in work with it
+            for key, total in fisher.sums.items():
+                if owners is None or owners.of(key) == ranks.rank:
+                    fisher.sums[key] = self.disk.kept(total)
+        return fisher
 
 
 def _same(said: Sequence[tuple[Identity, tuple[Any, ...], dict[str, str]]]) -> None:
@@ -371,16 +394,11 @@ def _within(checkpoint: Checkpoint | None, name: str) -> Checkpoint | None:
     return None if checkpoint is None else checkpoint.within(name)
 
 
-def _factors_of(spec: specs.Spec) -> specs.KFAC:
-    """The KFAC whose eigenbasis an EKFAC uses."""
-    return specs.KFAC(**dataclasses.asdict(spec))
-
-
 def _checked(basis: KFACFisher, prepared: Prepared) -> KFACFisher:
     if not isinstance(basis, KFACFisher):
         raise ParameterError(f"basis= is a {type(basis).__name__}; pass a Fisher of 'kfac'")
     mine, theirs = prepared.identity, basis.identity
-    wanted = str(_factors_of(prepared.spec))
+    wanted = stages_of(prepared)[0].identity.structure
     if theirs.structure != wanted:
         raise ParameterError(
             f"structure={mine.structure!r} has the eigenbasis of {wanted!r}, but basis= is of "

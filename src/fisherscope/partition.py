@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from transformers.utils.hub import convert_file_size_to_int
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
+from fisherscope import specs
+from fisherscope.arguments import size_in_bytes
 from fisherscope.errors import ParameterError
 from fisherscope.preparation import Prepared
 from fisherscope.structures import KFACFisher
 from fisherscope.structures.accumulation import outline
+from fisherscope.structures.rooms import Disk, Room, memory
 
 
 def sums_bytes(prepared: Prepared, basis: KFACFisher | None = None) -> dict[tuple[str, ...], int]:
@@ -34,42 +39,122 @@ def sums_bytes(prepared: Prepared, basis: KFACFisher | None = None) -> dict[tupl
     return found
 
 
-def partition(
-    prepared: Prepared, limit: int | str | None, basis: KFACFisher | None = None
-) -> list[tuple[str, ...]]:
-    """Parts of the parameters, in the model's order, each within the limit.
+@dataclass(frozen=True)
+class Budget:
+    """How much memory the sums may take, and where the others are.
+
+    Attributes:
+        limit: Most bytes of sums in work; ``None`` for no limit.
+        folder: For sums on disk. ``None``: in memory; where a model on the CPU has a limit that
+            takes several passes, the finished ones go to the system's folder for temporary files.
+    """
+
+    limit: int | None = None
+    folder: str | Path | None = None
+
+    @classmethod
+    def of(cls, memory_limit: int | str | None, offload_folder: str | Path | None) -> Budget:
+        """What the arguments of these names say.
+
+        Args:
+            memory_limit: Bytes, or text such as ``"8GB"``; :class:`ParameterError` if it is none.
+            offload_folder: A folder.
+
+        Returns:
+            The budget.
+        """
+        return cls(size_in_bytes("memory_limit", memory_limit), offload_folder)
+
+    def parts(self, prepared: Prepared, basis: KFACFisher | None = None) -> list[tuple[str, ...]]:
+        """Parts of the parameters, in the model's order, each within the limit.
+
+        Args:
+            prepared: The request.
+            basis: KFAC whose eigenvectors an EKFAC uses. Default: ``None``.
+
+        Returns:
+            Names of the parameters of each part.
+
+        Raises:
+            ParameterError: If the limit is too small for one block.
+        """
+        if self.limit is None:
+            return [tuple(prepared.parameters)]
+        parts: list[list[str]] = [[]]
+        used = 0
+        for names, size in sums_bytes(prepared, basis).items():
+            if size > self.limit:
+                raise ParameterError(
+                    f"memory_limit={self.limit!r} is too small: the sums of "
+                    f"{', '.join(names[:3])} alone take {size:,} bytes; raise it, leave the "
+                    "parameter out, or choose a smaller structure (for factors: widest=)"
+                )
+            if parts[-1] and used + size > self.limit:
+                parts.append([])
+                used = 0
+            parts[-1] += names
+            used += size
+        return [tuple(part) for part in parts]
+
+    def disk(self, prepared: Prepared) -> Disk | None:
+        """Where finished sums are kept, once there is known to be room for them.
+
+        Args:
+            prepared: The request.
+
+        Returns:
+            A disk, or ``None`` for memory. One without room for them raises
+            :class:`ParameterError`.
+        """
+        needed = self.kept_bytes(prepared)
+        if needed is None:
+            return None
+        disk = Disk(self.folder if self.folder is not None else tempfile.gettempdir())
+        disk.check(needed)
+        return disk
+
+    def kept_bytes(self, prepared: Prepared) -> int | None:
+        """What finished sums take on disk.
+
+        Args:
+            prepared: The request.
+
+        Returns:
+            Bytes; ``None`` if they stay in memory.
+        """
+        stages = stages_of(prepared)
+        here = next(iter(prepared.parameters.values())).device.type == "cpu"
+        several = here and any(len(self.parts(stage)) > 1 for stage in stages)
+        if self.folder is None and not several:
+            return None
+        *factors, last = [sum(sums_bytes(stage).values()) for stage in stages]
+        # Factors and as many eigenvectors, then the sums over all examples and over halves.
+        return 2 * sum(factors) + last * (3 if prepared.config.halves else 1)
+
+    def room(self, disk: Disk | None) -> Room:
+        """Where sums are while they are added to.
+
+        Args:
+            disk: Where finished ones are kept.
+
+        Returns:
+            The disk, unless a limit keeps what is in work small.
+        """
+        return memory if disk is None or self.limit is not None else disk.zeros
+
+
+def stages_of(prepared: Prepared) -> list[Prepared]:
+    """The passes over all examples that a structure takes one after another.
 
     Args:
         prepared: The request.
-        limit: Bytes, or text such as ``"8GB"``; ``None`` for one part.
-        basis: KFAC whose eigenvectors an EKFAC uses. Default: ``None``.
 
     Returns:
-        Names of the parameters of each part.
-
-    Raises:
-        ParameterError: If the limit is no size, or too small for one block.
+        Itself; for an EKFAC, the KFAC in whose eigenbasis it is comes before.
     """
-    if limit is None:
-        return [tuple(prepared.parameters)]
-    try:
-        most = convert_file_size_to_int(limit)
-    except ValueError as error:
-        raise ParameterError(
-            f"memory_limit={limit!r} is no size; give bytes, or text such as '8GB'"
-        ) from error
-    parts: list[list[str]] = [[]]
-    used = 0
-    for names, size in sums_bytes(prepared, basis).items():
-        if size > most:
-            raise ParameterError(
-                f"memory_limit={limit!r} is too small: the sums of {', '.join(names[:3])} alone "
-                f"take {size:,} bytes; raise it, leave the parameter out, or choose a smaller "
-                "structure (for factors: widest=)"
-            )
-        if parts[-1] and used + size > most:
-            parts.append([])
-            used = 0
-        parts[-1] += names
-        used += size
-    return [tuple(part) for part in parts]
+    if not isinstance(prepared.spec, specs.EKFAC):
+        return [prepared]
+    spec = specs.KFAC(**asdict(prepared.spec))
+    identity = replace(prepared.identity, structure=str(spec))
+    config = replace(prepared.config, structure=spec)
+    return [replace(prepared, config=config, identity=identity), prepared]

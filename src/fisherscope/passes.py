@@ -22,6 +22,7 @@ from fisherscope.structures import Fisher, KFACFisher, Ledger, load
 from fisherscope.structures.accumulation import Accumulator, accumulator
 from fisherscope.structures.folder import stamp
 from fisherscope.structures.io import MANIFEST
+from fisherscope.structures.rooms import Room, memory
 from fisherscope.structures.spread import Owners, hollow, placeholder
 
 TOKENS = 4096
@@ -42,6 +43,7 @@ class Pass:
             this one.
         owners: Which rank keeps which sums; the others then hold zeros in their place. Default:
             ``None``, each keeps all.
+        room: Where the sums are. Default: in memory.
     """
 
     def __init__(
@@ -54,8 +56,9 @@ class Pass:
         basis: KFACFisher | None = None,
         ranks: Ranks | None = None,
         owners: Owners | None = None,
+        room: Room = memory,
     ):
-        self.owners = owners
+        self.owners, self.room = owners, room
         self.prepared, self.examples = prepared, list(examples)
         self.checkpoint, self.progress, self.title = checkpoint, progress, title
         self.basis = basis
@@ -91,7 +94,8 @@ class Pass:
 
     def _accumulator(self) -> Accumulator:
         p = self.prepared
-        return accumulator(p.spec, p.parameters, p.coverage, p.config.unit, self.basis)
+        unit = p.config.unit
+        return accumulator(p.spec, p.parameters, p.coverage, unit, self.basis, self.room)
 
     def _earlier(self) -> Fisher | None:
         """What an interrupted pass has left."""

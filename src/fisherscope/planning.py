@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 
-from fisherscope import specs
 from fisherscope.data import Example, batches
 from fisherscope.defaults import FisherConfig
 from fisherscope.engine.coverage import SLOW
 from fisherscope.engine.live import LiveBytes
 from fisherscope.engine.sweep import Sweep
-from fisherscope.partition import partition, sums_bytes
+from fisherscope.partition import Budget, stages_of, sums_bytes
 from fisherscope.preparation import Prepared, prepare, settled
 from fisherscope.results import Result
 from fisherscope.structures.accumulation import accumulator, outline
@@ -42,8 +42,10 @@ class Plan(Result):
             and their eigenvectors, and what the largest batch needs; or what verifying the rules
             takes, if that is more.
         sums_bytes: The sums of the largest part of a ``memory_limit``, of all halves.
+        fisher_bytes: The Fisher itself with its halves, on disk or in memory.
         seconds: Predicted time, from a trial on a few examples; verifying the rules included.
         sizes: Requested parameter to number of elements.
+        disk_bytes: What finished sums take on disk; 0 if they are in memory.
     """
 
     rules: dict[str, str]
@@ -53,9 +55,11 @@ class Plan(Result):
     passes: int
     memory_bytes: int
     sums_bytes: int
+    fisher_bytes: int
     seconds: float
     sizes: dict[str, int]
     rounds: int = 1
+    disk_bytes: int = 0
 
     @property
     def slow(self) -> dict[str, str]:
@@ -105,6 +109,7 @@ class Plan(Result):
             + (f", {self.rounds} rounds over the data; " if self.rounds > 1 else "; ")
             + f"{_duration(self.seconds)}, {_size(self.memory_bytes)} beside the model "
             f"({_size(self.sums_bytes)} of it sums)"
+            + (f", {_size(self.disk_bytes)} on disk" if self.disk_bytes else "")
         )
         for name, text in list(self.slow.items())[:5]:
             before, _, reason = text.partition(f"{SLOW}: ")
@@ -114,7 +119,12 @@ class Plan(Result):
 
 @torch.inference_mode(False)
 def plan(
-    model: nn.Module, data: Any, *, memory_limit: int | str | None = None, **options: Any
+    model: nn.Module,
+    data: Any,
+    *,
+    memory_limit: int | str | None = None,
+    offload_folder: str | Path | None = None,
+    **options: Any,
 ) -> Plan:
     """What :func:`fisherscope.estimate` would do with the same arguments.
 
@@ -124,22 +134,23 @@ def plan(
         model: The model; it comes back untouched.
         data: The examples.
         memory_limit: As in :func:`fisherscope.estimate`. Default: ``None``.
+        offload_folder: As in :func:`fisherscope.estimate`. Default: ``None``.
         **options: The options of :func:`fisherscope.estimate` other than ``progress``,
             ``checkpoint`` and ``basis``.
 
     Returns:
         The plan; ``print`` shows it as a table.
     """
+    config, budget = FisherConfig(**options), Budget.of(memory_limit, offload_folder)
     found: list[Prepared] = []
     with LiveBytes([*model.parameters(), *model.buffers()]) as live:
-        seconds = _timed(lambda: found.append(prepare(model, data, FisherConfig(**options))))
-    return settled(found[0], lambda p: _plan(p, memory_limit, seconds, live.peak))
+        seconds = _timed(lambda: found.append(prepare(model, data, config, budget.limit)))
+    budget.disk(found[0])
+    return settled(found[0], lambda p: _plan(p, budget, seconds, live.peak))
 
 
-def _plan(prepared: Prepared, limit: int | str | None, verifying: float, verified: int) -> Plan:
-    stages = [prepared]
-    if isinstance(prepared.spec, specs.EKFAC):
-        stages = [_factors(prepared), prepared]
+def _plan(prepared: Prepared, budget: Budget, verifying: float, verified: int) -> Plan:
+    stages = stages_of(prepared)
     groups = batches(prepared.examples, prepared.config.batch_size)
     tokens = [[prepared.likelihood.tokens(e) for e in group] for group in groups]
     labelling = prepared.labelling
@@ -149,12 +160,13 @@ def _plan(prepared: Prepared, limit: int | str | None, verifying: float, verifie
     trial = middle[: max(1, min(_TRIAL_EXAMPLES, _TRIAL_TOKENS // max(e.length for e in middle)))]
     largest = max(groups, key=_padded)
     # The eigenvalues of an EKFAC are taken to cost what its factors do.
-    part = max(_parts(stages[0], limit), key=lambda part: part[1])[0]
+    part = max(_parts(stages[0], budget), key=lambda part: part[1])[0]
     seconds, needed = _trial(stages[0].only(part), trial, _padded(largest))
     work = _work(prepared, groups, bool(split)) / max(_work(prepared, [trial], bool(split)), 1)
     work *= max(1, labelling.columns / _TRIAL_COLUMNS)
-    sums = [[size for _, size in _parts(stage, limit)] for stage in stages]
-    peak = max(verified, *(_peak(*both, needed) for both in zip(stages, sums, strict=True)))
+    sums = [[size for _, size in _parts(stage, budget)] for stage in stages]
+    peaks = (_peak(*both, needed, budget) for both in zip(stages, sums, strict=True))
+    peak = max(verified, *peaks)
     most = max(map(max, sums)) * (3 if prepared.config.halves else 1)
     return Plan(
         rules=outline(
@@ -166,41 +178,38 @@ def _plan(prepared: Prepared, limit: int | str | None, verifying: float, verifie
         passes=longest * max(prepared.kept_sets, labelling.columns),
         memory_bytes=peak,
         sums_bytes=most,
+        fisher_bytes=sum(map(sum, sums)) * (3 if prepared.config.halves else 1),
         seconds=verifying + seconds * work * sum(map(len, sums)),
         sizes={name: p.numel() for name, p in prepared.parameters.items()},
         rounds=sum(map(len, sums)),
+        disk_bytes=budget.kept_bytes(prepared) or 0,
     )
 
 
-def _parts(prepared: Prepared, limit: int | str | None) -> list[tuple[tuple[str, ...], int]]:
+def _parts(prepared: Prepared, budget: Budget) -> list[tuple[tuple[str, ...], int]]:
     """The parameters of each pass over the data, and the bytes of their sums."""
     sizes = sums_bytes(prepared)
     return [
         (part, sum(size for names, size in sizes.items() if names[0] in part))
-        for part in partition(prepared, limit)
+        for part in budget.parts(prepared)
     ]
 
 
-def _peak(prepared: Prepared, sums: Sequence[int], needed: int) -> int:
+def _peak(prepared: Prepared, sums: Sequence[int], needed: int, budget: Budget) -> int:
     """Bytes at once: what is kept of earlier parts and halves, and the pass at hand."""
     config, largest = prepared.config, max(sums)
-    cpu = next(iter(prepared.parameters.values())).device.type == "cpu"
-    # Finished sums go to the CPU; elsewhere they are no burden on the device.
-    before = (sum(sums) - largest if cpu else 0) + (sum(sums) if cpu and config.halves else 0)
-    # Symmetric matrices are written out in full at the end, beside their upper halves.
-    spec = prepared.spec
-    twice = isinstance(spec, (specs.KFAC, specs.Block, specs.Dense))
+    on_disk = budget.kept_bytes(prepared) is not None
+    here = next(iter(prepared.parameters.values())).device.type == "cpu"
     apart = config.on_nonfinite == "skip" or prepared.coverage.scale is not None
-    during = largest * (2 if apart else 1) + needed
-    if isinstance(spec, specs.EKFAC):
-        before += 2 * sum(sums_bytes(_factors(prepared)).values())
-    after = largest * (1 + twice) if not config.halves else 2 * sum(sums)
-    return before + max(during, after)
-
-
-def _factors(prepared: Prepared) -> Prepared:
-    config = replace(prepared.config, structure=specs.KFAC(**asdict(prepared.spec)))
-    return replace(prepared, config=config)
+    working = 0 if on_disk and here and budget.limit is None else largest * (2 if apart else 1)
+    if on_disk:
+        return working + needed
+    # Finished sums go to the CPU; elsewhere they are no burden on the device.
+    before = (sum(sums) - largest if here else 0) + (sum(sums) if here and config.halves else 0)
+    factors = stages_of(prepared)[:-1]
+    before += 2 * sum(size for stage in factors for size in sums_bytes(stage).values())
+    after = largest if not config.halves else 2 * sum(sums)
+    return before + max(working + needed, after)
 
 
 def _padded(group: Sequence[Example]) -> int:

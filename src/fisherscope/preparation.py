@@ -214,8 +214,11 @@ class Request:
             sampling=config.sampling if sampled else "labels",
         )
 
-    def prepared(self) -> Prepared:
+    def prepared(self, limit: int | None = None) -> Prepared:
         """Look at the weights, and let two examples through the model.
+
+        Args:
+            limit: As in :func:`fisherscope.engine.verify.cover`. Default: ``None``.
 
         Returns:
             The checked request.
@@ -228,18 +231,21 @@ class Request:
             examples=rows,
             likelihood=likelihood,
             parameters=parameters,
-            coverage=cover(self.model, likelihood, rows, parameters),
+            coverage=cover(self.model, likelihood, rows, parameters, limit),
             identity=self.identity(model_fingerprint(self.model)),
         )
 
 
-def prepare(model: nn.Module, data: Any, config: FisherConfig) -> Prepared:
+def prepare(
+    model: nn.Module, data: Any, config: FisherConfig, limit: int | None = None
+) -> Prepared:
     """Check everything that can be checked without a long pass.
 
     Args:
         model: The model.
         data: Anything that :func:`fisherscope.data.examples` takes.
         config: The options.
+        limit: As in :meth:`Request.prepared`. Default: ``None``.
 
     Returns:
         The checked request; two examples have been through the model.
@@ -253,7 +259,7 @@ def prepare(model: nn.Module, data: Any, config: FisherConfig) -> Prepared:
             f"parameter {away[0]!r} is sharded over ranks, or offloaded: estimate() takes such "
             "models, but nothing else does yet; use the model whole"
         )
-    return found.prepared()
+    return found.prepared(limit)
 
 
 def request(model: nn.Module, data: Any, config: FisherConfig) -> Request:

@@ -80,6 +80,25 @@ def test_estimate_fills_a_store_that_python_reads(run, model, tasks, tmp_path):
     assert "kept" in run(*arguments, "--task", f"prose={tasks['prose']}", "-q").stdout
 
 
+def test_sums_beyond_a_memory_limit_are_on_disk(run, model, tasks, tmp_path):
+    # Would catch a limit that the plan knows and the estimate does not, or the other way round;
+    # files that stay behind; a config that forgets them.
+    arguments = ["--model", model, "--task", f"prose={tasks['prose']}"]
+    assert "is no size" in run("plan", *arguments, "--memory-limit", "much", code=2).stderr
+    assert "too small" in run("plan", *arguments, "--memory-limit", "1KB", code=2).stderr
+    run("estimate", *arguments, "--out", tmp_path / "whole")
+    text = run("plan", *arguments, "--memory-limit", "20KB").stdout
+    assert "rounds over the data" in text and "KB on disk" in text
+    for folder in (), ("--offload-folder", tmp_path / "sums"):
+        out = tmp_path / f"parts{len(folder)}"
+        said = run("estimate", *arguments, "--out", out, "--memory-limit", "20KB", *folder).output
+        assert "rounds over the data" in said and "part 2 of" in said
+        mine, whole = (fisherscope.FisherStore(p)["prose"] for p in (out, tmp_path / "whole"))
+        assert all((mine.sums[name] == whole.sums[name]).all() for name in whole.sums)
+        assert [p.name for p in out.iterdir() if p.name != "prose"] == []
+    assert list((tmp_path / "sums").iterdir()) == []
+
+
 def test_compare_takes_tasks_of_a_run_or_two_folders(run, finished):
     # Would catch a comparison of a Fisher with itself, or without its ceiling and floor.
     text = run("compare", finished, "prose", "sums").stdout

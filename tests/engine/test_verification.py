@@ -13,6 +13,8 @@ from fisherscope.engine.layers.convolution import ConvolutionRule
 from fisherscope.engine.layers.embedding import EmbeddingRule, TappedEmbeddingRule
 from fisherscope.engine.layers.linear import LinearRule
 from fisherscope.engine.layers.norm import AffineRule
+from fisherscope.engine.verify import _parts, cover
+from fisherscope.recognition import resolve
 from oracles import brute, models, rows
 from oracles.checks import check, compare, slow
 
@@ -52,6 +54,48 @@ def test_a_broken_rule_sends_its_parameters_down_the_slow_path(monkeypatch, name
     assert all("disagrees with autograd" in fisher.coverage[n] for n in slow(fisher))
     plan = fs.plan(case.model, rows.examples(case.rows))
     assert set(plan.slow) == slow(fisher)
+
+
+def covered(case, limit=None):
+    data = rows.examples(case.rows)
+    parameters = dict(case.model.named_parameters())
+    return cover(case.model, resolve(case.model, "auto", data), data, parameters, limit)
+
+
+# Planted: the noise below which a parameter's scores don't count taken from its own part; shared
+# inputs seen by the first part's layers only; a part that is not looked at; the squares of one
+# part compared with those of another. Would catch: other examples in other parts.
+@pytest.mark.parametrize("broken", [None, LinearRule, AffineRule])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama-tied", "mixtral", "resnet", "layerscale", "bert", "fp16"]
+)
+def test_verifying_in_parts_finds_the_same(monkeypatch, name, broken):
+    if broken is not None:
+        monkeypatch.setattr(broken, "scores", doubled(broken))
+    case = models.fresh("gpt2" if name == "fp16" else name)
+    if name == "fp16":
+        case.model.half()
+    whole = covered(case)
+    size = sum(8 * p.numel() for p in case.model.parameters())
+    parts = _parts(dict(case.model.named_parameters()), size // 5)
+    assert len(parts) >= 3
+    found = covered(case, size // 5)
+    for field in ("single", "outputs_second", "factored", "shared", "scale", "width"):
+        assert getattr(found, field) == getattr(whole, field), field
+    assert {n: t.split(" by ")[0] for n, t in found.text.items()} == {
+        n: t.split(" by ")[0] for n, t in whole.text.items()
+    }
+    assert bool(found.slow) == (bool(broken) or name == "layerscale")
+
+
+# Would catch: gradients of all parameters at once, whatever the limit; a parameter that is larger
+# than the limit left out.
+def test_parts_of_the_verification_are_full():
+    sizes = {"a": 10, "b": 20, "huge": 500, "c": 1, "d": 2}
+    parameters = {n: nn.Parameter(torch.zeros(size)) for n, size in sizes.items()}
+    parts = _parts(parameters, 8 * 30)
+    assert [list(part) for part in parts] == [["a", "b"], ["huge"], ["c", "d"]]
+    assert [list(part) for part in _parts(parameters, None)] == [list(sizes)]
 
 
 # Would catch: a reason that has nothing to do with the parameter it is given for.

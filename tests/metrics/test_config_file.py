@@ -48,6 +48,8 @@ def test_every_setting_survives_the_file(tmp_path):
         dtype="bfloat16",
         device="cpu",
         revision="v1.0",
+        memory_limit="8GB",
+        offload_folder=str(tmp_path / "sums"),
     )
     assert config_from_yaml(write(tmp_path, config_to_yaml(config))) == config
 

@@ -67,6 +67,9 @@ def test_names_that_a_file_system_may_merge_are_refused():
         ({"fisher": FisherConfig(parameters=["*", " "])}, "fisher.parameters is ' '"),
         ({"fisher": FisherConfig(parameters=lambda n, p: True)}, "lambda> cannot be written"),
         ({"damage": DamageConfig(max_examples=1)}, "damage.max_examples is 1"),
+        ({"memory_limit": "much"}, "memory_limit='much' is no size"),
+        ({"memory_limit": -1}, "memory_limit=-1"),
+        ({"offload_folder": ""}, "offload_folder is ''"),
         ({"damage": DamageConfig(fraction=0.0)}, "damage.fraction is 0.0"),
     ],
 )

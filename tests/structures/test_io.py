@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fisherscope.errors import StoreError
+from fisherscope.errors import ParameterError, StoreError
 from fisherscope.structures import load, save
 from fisherscope.structures.manifest import _checksum
 from structures.fishers import build, same_bits, scores
@@ -44,6 +44,43 @@ def test_a_fisher_comes_back_bit_by_bit(tmp_path, structure, dtype, size):
     assert listing(tmp_path / "deep" / "er") == {
         f"f/{name}" if name else "f" for name in ("", *listing(tmp_path / "deep" / "er" / "f"))
     }
+
+
+# Planted: fp16 in place of bf16 (small sums become 0), halves left as they are, bf16 sums handed
+# out as such. Would catch: rounding of what is given rather than of what is written.
+@pytest.mark.parametrize("structure", ["diagonal", "grouped"])
+def test_sums_in_bf16_take_half_and_keep_their_range(tmp_path, structure):
+    shapes = {"a.weight": (300, 40), "a.bias": (300,), "square.weight": (40, 40)}
+    of = scores("abcd", shapes=shapes)
+    fisher = build(of, structure=structure, halves=([0, 1], [2, 3]))
+    small = build(of, structure=structure, halves=([0, 1], [2, 3]))
+    for part in (small, *small.halves):
+        for total in part.sums.values():
+            total *= 1e-30
+    for number, one in enumerate((fisher, small)):
+        one.save(tmp_path / f"whole-{number}")
+        one.save(tmp_path / f"half-{number}", dtype=torch.bfloat16)
+        sizes = [
+            sum(p.stat().st_size for p in (tmp_path / f"{name}-{number}").rglob("sums.safetensors"))
+            for name in ("half", "whole")
+        ]
+        assert 0.5 <= sizes[0] / sizes[1] < (0.55 if structure == "diagonal" else 0.75)
+        again = load(tmp_path / f"half-{number}")
+        for mine, theirs in zip((again, *again.halves), (one, *one.halves), strict=True):
+            for name, total in theirs.sums.items():
+                assert mine.sums[name].dtype == torch.float32
+                torch.testing.assert_close(mine.sums[name], total, rtol=2**-8, atol=0)
+        again.save(tmp_path / f"again-{number}", dtype=torch.bfloat16)
+        assert same_bits(load(tmp_path / f"again-{number}"), again)
+
+
+# Would catch: factors that are rounded until they have negative eigenvalues; types of no range.
+def test_what_does_not_bear_rounding_is_refused(tmp_path):
+    with pytest.raises(ParameterError, match=r"dtype=torch\.float16"):
+        FISHER.save(tmp_path / "f", dtype=torch.float16)
+    with pytest.raises(ParameterError, match="a kfac Fisher can't be saved"):
+        make("kfac joint").save(tmp_path / "f", dtype=torch.bfloat16)
+    assert not (tmp_path / "f").exists()
 
 
 def test_the_method_saves_too_and_views_of_one_buffer_are_stored(tmp_path):

@@ -133,6 +133,17 @@ _OPTIONS = (
     click.option("--max-length", type=int, help="Longest sequence in tokens; longer ones are cut."),
     click.option("--batch-size", type=int, help="Examples per pass; default packs by tokens."),
     click.option(
+        "--memory-limit",
+        metavar="SIZE",
+        help="Most memory for a Fisher's sums, such as 8GB: more passes over the data, finished "
+        "sums in files without a name in --out.",
+    ),
+    click.option(
+        "--offload-folder",
+        metavar="FOLDER",
+        help="Keep sums on disk, in files without a name in this folder, also without a limit.",
+    ),
+    click.option(
         "--parameters",
         multiple=True,
         metavar="WHICH",

@@ -148,7 +148,7 @@ def add_gram(x: Tensor, total: Tensor) -> None:
 
     Args:
         x: Rows [rows, features].
-        total: Accumulator [features, features], changed in place; :func:`mirrored` reads it.
+        total: Accumulator [features, features], changed in place; :func:`mirror` does the rest.
     """
     x = x.to(total.dtype)
     width = x.shape[1]
@@ -161,16 +161,21 @@ def add_gram(x: Tensor, total: Tensor) -> None:
         total[start:stop, start:].addmm_(x[:, start:stop].t(), x[:, start:])
 
 
-def mirrored(total: Tensor) -> Tensor:
-    """The symmetric matrix whose upper triangle :func:`add_gram` filled.
+def mirror(total: Tensor) -> Tensor:
+    """Make the matrix symmetric whose upper triangle :func:`add_gram` filled.
 
     Args:
-        total: Square matrix.
+        total: Square matrix, changed in place below its diagonal; more can be added to it.
 
     Returns:
-        A new tensor, exactly symmetric.
+        The same, exactly symmetric.
     """
-    return total.triu() + total.triu(1).t()
+    for start in range(0, len(total), _GRAM_BLOCK):
+        stop = start + _GRAM_BLOCK
+        total[stop:, start:stop] = total[start:stop, stop:].t()
+        corner = total[start:stop, start:stop]
+        corner.copy_(corner.triu() + corner.triu(1).t())
+    return total
 
 
 def rotates_first(shared: int, out: int, into: int) -> bool:

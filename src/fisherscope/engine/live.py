@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that are made inside ``with``, as long as they live.
+    """Counts the storages that are made inside ``with``, as long as they live; not those in files.
 
     The allocator's statistics exist on some devices only, and the resident memory of a process
     grows by what the allocator keeps as well. What a kernel needs for itself is not seen.
@@ -45,6 +45,8 @@ class LiveBytes(TorchDispatchMode):
     def _see(self, storage: torch.UntypedStorage) -> None:
         if storage in self._seen or storage.device.type == "meta":
             return
+        if storage.device.type == "cpu" and storage.filename is not None:
+            return  # in a file
         size = storage.nbytes()
         self._seen[storage] = True
         self.now += size

@@ -8,8 +8,10 @@ whose class overrides what it inherits. Whatever disagrees takes the slow exact 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +43,7 @@ def cover(
     likelihood: Likelihood,
     examples: Sequence[Example],
     requested: dict[str, nn.Parameter],
+    limit: int | None = None,
 ) -> Coverage:
     """Cover every requested parameter exactly.
 
@@ -49,6 +52,8 @@ def cover(
         likelihood: Its likelihood.
         examples: Labelled examples; two short ones of different content are used.
         requested: Name to parameter.
+        limit: Most bytes of gradients and squares at a time: parameters are then looked at in
+            parts, with passes of their own. Default: ``None``, all at once.
 
     Returns:
         A coverage that agreed with autograd on two examples.
@@ -57,14 +62,14 @@ def cover(
         width = call_model(model, make_batch(model, examples[:1])).shape[-1]
     likelihood.check_width(examples, width)
     scale, dtype = first_scale(formats), coarsest(formats)
-    pair, reference = _reference(model, likelihood, examples, requested, scale)
-    while reference is None and (lower := next_scale(scale)) is not None:
-        scale = lower
-        pair, reference = _reference(model, likelihood, examples, requested, scale)
+    reference = _Reference(model, likelihood, _parts(requested, limit), scale)
+    while not reference.choose(examples) and (lower := next_scale(scale)) is not None:
+        scale = reference.scale = lower
+    pair = reference.pair or _candidates(likelihood, examples)[:2]
     with undisturbed(model):
         single = _depends_on_batch(model, likelihood, pair, dtype)
         head = _head(model, likelihood, pair[0], requested)
-    if reference is None:
+    if not reference.pair:
         reason = "the model's scores are not finite on the examples tried"
         slow = dict.fromkeys(requested, reason)
         return replace(bind(model, requested, head, slow, single, width), scale=scale)
@@ -72,7 +77,7 @@ def cover(
     while True:
         coverage = replace(bind(model, requested, head, slow, single, width), scale=scale)
         seen = SharedInputs()
-        found, called = _disagreements(model, likelihood, coverage, pair, reference, seen, dtype)
+        found, called = _disagreements(reference, coverage, seen, dtype)
         if not found:
             idle = {n for n in requested if n not in called and n not in coverage.slow}
             if not idle:
@@ -94,31 +99,79 @@ def _candidates(likelihood: Likelihood, examples: Sequence[Example]) -> list[Exa
     return [useful[0], *other, *(e for e in useful[1:] if e not in other)][:_TRIES]
 
 
-def _reference(
-    model: nn.Module,
-    likelihood: Likelihood,
-    examples: Sequence[Example],
-    requested: dict[str, nn.Parameter],
-    scale: float | None,
-) -> tuple[list[Example], dict[str, Tensor] | None]:
-    """Two examples with finite scores, and their summed squares from autograd."""
-    candidates = _candidates(likelihood, examples)
-    totals: dict[str, Tensor] = {}
-    pair: list[Example] = []
-    with undisturbed(model):
-        for example in candidates:
+def _parts(requested: dict[str, nn.Parameter], limit: int | None) -> list[dict[str, nn.Parameter]]:
+    """Parameters whose gradients and squares, or two squares, may be there at once."""
+    parts: list[dict[str, nn.Parameter]] = [{}]
+    used = 0
+    for name, parameter in requested.items():
+        size = 2 * parameter.numel() * max(4, parameter.element_size())
+        if limit is not None and parts[-1] and used + size > limit:
+            parts.append({})
+            used = 0
+        parts[-1][name] = parameter
+        used += size
+    return parts
+
+
+class _Reference:
+    """Squares from plain autograd, of two examples with finite scores.
+
+    Attributes:
+        pair: The examples; empty if there are none.
+        scale: What backward passes are multiplied by.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: Likelihood,
+        parts: list[dict[str, nn.Parameter]],
+        scale: float | None,
+    ):
+        self.model, self.likelihood, self.parts, self.scale = model, likelihood, parts, scale
+        self.pair: list[Example] = []
+        self._kept: dict[str, Tensor] = {}
+
+    def choose(self, examples: Sequence[Example]) -> bool:
+        """Look for two examples; whether there is one at least."""
+        self.pair, self._kept = [], {}
+        for example in _candidates(self.likelihood, examples):
+            if all(self._try(example, part) for part in self.parts):
+                self.pair.append(example)
+            if len(self.pair) == 2:
+                break
+        return bool(self.pair)
+
+    def squares(self, part: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Name to summed squares of one of the parts."""
+        if self._kept:
+            return self._kept
+        totals: dict[str, Tensor] = {}
+        for example in self.pair:
+            _add_squares(totals, self._gradients(example, part))
+        return totals
+
+    def _try(self, example: Example, part: dict[str, nn.Parameter]) -> bool:
+        gradients = self._gradients(example, part)
+        finite = all(bool(torch.isfinite(g).all()) for g in gradients.values())
+        if finite and len(self.parts) == 1:
+            # What fits at once is kept, rather than made again for every try.
+            _add_squares(self._kept, gradients)
+        return finite
+
+    def _gradients(self, example: Example, part: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+        model, likelihood = self.model, self.likelihood
+        with undisturbed(model):
             batch = make_batch(model, [example])
             labels = [(likelihood.targets(batch), None)]
-            (gradients,) = one_by_one(model, likelihood, batch, labels, requested, scale or 1.0)
-            if not all(bool(torch.isfinite(g).all()) for g in gradients.values()):
-                continue
-            for name, g in gradients.items():
-                squares = totals.get(name)
-                totals[name] = g.square() if squares is None else squares.addcmul_(g, g)
-            pair.append(example)
-            if len(pair) == 2:
-                break
-    return (pair, totals) if pair else (candidates[:2], None)
+            (gradients,) = one_by_one(model, likelihood, batch, labels, part, self.scale or 1.0)
+        return gradients
+
+
+def _add_squares(totals: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
+    for name, g in gradients.items():
+        known = totals.get(name)
+        totals[name] = g.square_() if known is None else known.addcmul_(g, g)
 
 
 def _depends_on_batch(
@@ -188,43 +241,85 @@ def _head(
     return FusedHead(likelihood, module, own)
 
 
-def _disagreements(
-    model: nn.Module,
-    likelihood: Likelihood,
-    coverage: Coverage,
+class _Compared(NamedTuple):
+    """The squares of a parameter by its rule, beside those from autograd."""
+
+    error: float  # norm of the difference
+    size: float  # norm of autograd's
+    mean: float  # of autograd's
+    most: float  # the larger of the two means
+    silent: bool  # whether the rule found nothing at all
+
+    @classmethod
+    def of(cls, mine: Tensor, theirs: Tensor) -> _Compared:
+        mean = float(theirs.mean())
+        return cls(
+            error=float(torch.linalg.vector_norm(mine - theirs)),
+            size=float(torch.linalg.vector_norm(theirs)),
+            mean=mean,
+            most=max(float(mine.mean()), mean),
+            silent=not bool(mine.any()),
+        )
+
+
+class _Unobservable(Exception):
+    """The model ran for autograd, so it is the observation that it does not bear."""
+
+
+def _compare(
+    sweep: Sweep,
     pair: Sequence[Example],
-    reference: dict[str, Tensor],
-    seen: SharedInputs,
-    dtype: torch.dtype,
-) -> tuple[dict[str, str], set[str]]:
-    """Names whose squares differ from autograd's, with the reason; and names called at all."""
-    fast = [name for name in reference if name not in coverage.slow]
-    if not fast:
-        return {}, set()
-    totals = {name: torch.zeros_like(reference[name]) for name in fast}
+    squares: dict[str, Tensor],
+    fast: Collection[str],
+    inputs: SharedInputs | None,
+) -> dict[str, _Compared]:
+    """Autograd's squares beside those of the rules; parameters without a rule beside nothing."""
+    totals = {n: torch.zeros_like(s) for n, s in squares.items() if n in fast}
 
     def sink(name: str, score: Score, rows: slice, draw: int) -> None:
         del rows, draw
-        score.squares(totals[name])
+        if name in totals:
+            score.squares(totals[name])
 
-    without_slow = replace(coverage, slow={})
-    sweep = Sweep(model, likelihood, without_slow)
+    if totals:
+        try:
+            with sweep:
+                sweep.run(pair, Labelling(), sink, inputs=inputs)
+        except UnexpectedShapeError:
+            raise
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise _Unobservable(str(error)) from error
+    nothing = torch.zeros(())
+    return {n: _Compared.of(totals.get(n, nothing), theirs) for n, theirs in squares.items()}
+
+
+def _disagreements(
+    reference: _Reference, coverage: Coverage, seen: SharedInputs, dtype: torch.dtype
+) -> tuple[dict[str, str], set[str]]:
+    """Names whose squares differ from autograd's, with the reason; and names called at all."""
+    sweep = Sweep(reference.model, reference.likelihood, replace(coverage, slow={}))
+    compared: dict[str, _Compared] = {}
+    fast = [name for name in coverage.text if name not in coverage.slow]
+    inputs: SharedInputs | None = seen
     try:
-        with sweep:
-            sweep.run(pair, Labelling(), sink, inputs=seen)
+        for part in reference.parts:
+            compared |= _compare(sweep, reference.pair, reference.squares(part), fast, inputs)
+            if not part.keys().isdisjoint(fast):
+                inputs = None  # every further pass would see the same
     except UnexpectedShapeError as error:
         return error.names, set()
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
-        # The model ran for autograd, so it is the observation that it does not bear.
+    except _Unobservable as error:
         return dict.fromkeys(fast, f"the model fails while it is observed ({error})"), set()
+    scale = max(one.mean for one in compared.values())
     tolerance, noise = _TOLERANCE.get(dtype, _LOW_PRECISION)
-    scale = max(float(r.mean()) for r in reference.values())
     found = {}
     for name in fast:
-        error = torch.linalg.vector_norm(totals[name] - reference[name])
-        size = torch.linalg.vector_norm(reference[name])
-        negligible = max(float(totals[name].mean()), float(reference[name].mean()))
-        silent = bool(size) and not bool(totals[name].any())
-        if silent or (not error <= tolerance * size and not negligible <= scale * noise**2):
-            found[name] = f"its rule disagrees with autograd by {float(error / size):.1e}"
+        one = compared[name]
+        right = one.error <= tolerance * one.size or one.most <= scale * noise**2
+        if (one.size and one.silent) or not right:
+            found[name] = f"its rule disagrees with autograd by {_ratio(one.error, one.size):.1e}"
     return found, sweep.observer.called | set(coverage.head.names.values())
+
+
+def _ratio(error: float, size: float) -> float:
+    return error / size if size else math.inf

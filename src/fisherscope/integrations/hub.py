@@ -7,6 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -44,6 +45,7 @@ def push_to_hub(
     private: bool | None = None,
     token: str | None = None,
     message: str = "Fisher",
+    dtype: torch.dtype | None = None,
 ) -> str:
     """Publish a Fisher as a repository of the Hugging Face Hub, in one commit.
 
@@ -62,6 +64,7 @@ def push_to_hub(
             account or organisation has set.
         token: Default: ``None``, that of ``hf auth login``.
         message: Of the commit. Default: ``"Fisher"``.
+        dtype: As in :meth:`Fisher.save`. Default: ``None``, the sums' own.
 
     Returns:
         The address of the repository.
@@ -76,7 +79,7 @@ def push_to_hub(
     _check_name(repo_id)
     with tempfile.TemporaryDirectory() as folder, _explained(f"push to {repo_id!r}", repo_id):
         place = Path(folder) / "fisher"
-        fisher.save(place)
+        fisher.save(place, dtype=dtype)
         (place / CARD).write_text(card(fisher, repo_id, model, data), encoding="utf-8")
         hub = HfApi(token=token)
         address = hub.create_repo(repo_id, private=private, exist_ok=True)

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from transformers.utils.hub import convert_file_size_to_int
 
 from fisherscope import specs
-from fisherscope.arguments import check_list, check_whole
+from fisherscope.arguments import check_list, check_whole, size_in_bytes
 from fisherscope.defaults import DEFAULTS, FisherConfig
 from fisherscope.engine.selection import select
 from fisherscope.errors import ParameterError, TaskError
@@ -180,7 +179,7 @@ class FisherBase:
             check_list("keep_tasks", keep_tasks, f"a list such as [{keep_tasks!r}]")
         if unknown := [task for task in keep_tasks or () if task not in store]:
             raise TaskError(f"keep_tasks: unknown task {unknown[0]!r}; known: {_listed(store)}.")
-        most = _bytes(memory_limit)
+        most = size_in_bytes("memory_limit", memory_limit)
         if max_tasks is not None:
             check_whole("max_tasks", max_tasks, low=0)
         left = store.least_recent()
@@ -274,17 +273,3 @@ def _beyond(sizes: list[int], max_tasks: int | None, most: int | None) -> str:
     if most is not None and sum(sizes) > most:
         return f"tasks of {sum(sizes)} bytes, more than memory_limit={most}"
     return ""
-
-
-def _bytes(limit: int | str | None) -> int | None:
-    if limit is None:
-        return None
-    try:
-        size = convert_file_size_to_int(limit)
-    except ValueError as error:
-        raise ParameterError(
-            f"memory_limit={limit!r} is no size; give bytes, or text such as '2GB'"
-        ) from error
-    if size < 0:
-        raise ParameterError(f"memory_limit={limit!r} must be at least 0.")
-    return size

@@ -119,8 +119,9 @@ def _resolved(values: dict[str, Any], folder: Path) -> dict[str, Any]:
             name: str(folder / Path(item).expanduser()) if isinstance(item, str) and item else item
             for name, item in tasks.items()
         }
-    if isinstance(values.get("out"), str) and values["out"]:
-        values["out"] = str(folder / Path(values["out"]).expanduser())
+    for key in ("out", "offload_folder"):
+        if isinstance(values.get(key), str) and values[key]:
+            values[key] = str(folder / Path(values[key]).expanduser())
     model = values.get("model")
     if isinstance(model, dict):
         values["model"] = {name: _beside(place, folder) for name, place in model.items()}

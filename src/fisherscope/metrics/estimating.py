@@ -19,6 +19,7 @@ from fisherscope.distributed import Ranks
 from fisherscope.errors import IdentityError, StoreError
 from fisherscope.estimation import estimate, identity
 from fisherscope.metrics.footprint import Footprint
+from fisherscope.partition import Budget
 from fisherscope.planning import Plan
 from fisherscope.store import FisherStore
 from fisherscope.structures import Fisher, Identity
@@ -124,6 +125,7 @@ def estimate_tasks(
     progress: bool = True,
     say: Callable[[str], None] = lambda _: None,
     plans: Mapping[str, Plan] | None = None,
+    budget: Budget | None = None,
 ) -> dict[str, Estimated]:
     """Estimate what the store does not hold yet.
 
@@ -137,6 +139,7 @@ def estimate_tasks(
         say: Called with a line of text at the beginning of each task, and with what it took
             at the end.
         plans: Key to plan, to set beside what each task took. Default: ``None``.
+        budget: The memory for sums. Default: ``None``, no limit.
 
     Returns:
         Key to Fisher, in the order of the tasks; of several processes, the first one has them.
@@ -152,7 +155,7 @@ def estimate_tasks(
                 done[name] = Estimated(store[name], None)
             continue
         with Footprint(model) as taken:
-            fisher = _estimate(model, name, examples, config, store, progress)
+            fisher = _estimate(model, name, examples, config, store, progress, budget or Budget())
             ranks.once(lambda name=name, fisher=fisher: _keep(fisher, name, store))
         if ranks.first:
             done[name] = Estimated(store[name], taken.seconds)
@@ -168,6 +171,7 @@ def _estimate(
     config: FisherConfig,
     store: FisherStore,
     progress: bool,
+    budget: Budget,
 ) -> Fisher:
     unfinished = _unfinished(name, store)
     try:
@@ -176,6 +180,8 @@ def _estimate(
             examples,
             progress=progress,
             checkpoint=unfinished,
+            memory_limit=budget.limit,
+            offload_folder=budget.folder,
             **estimate_options(config),
         )
     except IdentityError as error:

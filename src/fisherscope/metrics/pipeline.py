@@ -92,6 +92,7 @@ def analyze(
                 progress=progress,
                 say=say,
                 plans=prepared.plans,
+                budget=prepared.config.budget,
             )
         if not ranks.first:
             return {}
@@ -134,6 +135,7 @@ def _one(
         progress=hooks.progress,
         say=hooks.say,
         plans=prepared.plans,
+        budget=prepared.config.budget,
     )
     results = {**found.results, "run": _run_record(start, hooks.command, prepared.model)}
     write_tables(out / TABLES, tables_of(results))
@@ -227,6 +229,7 @@ def estimate_only(
         progress=progress,
         say=say,
         plans=prepared.plans,
+        budget=prepared.config.budget,
     )
 
 
@@ -263,7 +266,7 @@ def _out(config: RunConfig) -> Path:
 def _bytes_needed(prepared: PreparedRun, tasks: list[str]) -> int:
     # Sums with their halves, and the ledger in float64: once for the whole, once in the halves.
     ledgers = (16 * len(prepared.tasks[name]) * len(prepared.plans[name].rules) for name in tasks)
-    sums = (prepared.plans[name].sums_bytes for name in tasks)
+    sums = (prepared.plans[name].fisher_bytes for name in tasks)
     return int(1.1 * (sum(sums) + sum(ledgers))) + 1_000_000
 
 

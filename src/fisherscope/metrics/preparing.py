@@ -94,7 +94,13 @@ def prepare_run(config: RunConfig) -> PreparedRun:
     plans = {}
     for name, examples in read.tasks.items():
         with _naming(name, read.files[name]):
-            plans[name] = plan(model, examples, **estimate_options(config.fisher))
+            plans[name] = plan(
+                model,
+                examples,
+                memory_limit=config.budget.limit,
+                offload_folder=config.budget.folder,
+                **estimate_options(config.fisher),
+            )
     return PreparedRun(config=read.config, model=model, tasks=read.tasks, plans=plans)
 
 
@@ -114,6 +120,7 @@ def absolute(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
         tasks={name: str(_path(path)) for name, path in config.tasks.items()},
         revision=checkpoint.revision,
         out=None if config.out is None else str(_path(config.out)),
+        offload_folder=config.offload_folder and str(_path(config.offload_folder)),
     )
 
 

@@ -13,6 +13,7 @@ from fisherscope.defaults import FisherConfig, FisherType, OnNonFinite, Sampling
 from fisherscope.errors import ConfigError, ParameterError
 from fisherscope.metrics.names import check_names
 from fisherscope.naming import to_text
+from fisherscope.partition import Budget
 
 DType = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 SPARSITY = 0.5
@@ -66,6 +67,9 @@ class RunConfig:
             first GPU if there is one.
         revision: Branch, tag or commit of a hub id; ``None`` takes its main branch. A run
             writes down the commit that it found, so that it replays on the same weights.
+        memory_limit: As in :func:`fisherscope.estimate`; ``None`` for no limit.
+        offload_folder: As in :func:`fisherscope.estimate`; ``None`` for memory, or with a
+            ``memory_limit`` for files without a name in ``out``.
     """
 
     model: str | Mapping[str, str]
@@ -79,6 +83,8 @@ class RunConfig:
     dtype: DType = "auto"
     device: str = "auto"
     revision: str | None = None
+    memory_limit: int | str | None = None
+    offload_folder: str | None = None
 
     def __post_init__(self) -> None:
         self._check_models()
@@ -97,8 +103,13 @@ class RunConfig:
         _flag("trust_remote_code", self.trust_remote_code)
         _choice("dtype", self.dtype, get_args(DType))
         _text("device", self.device)
-        if self.revision is not None:
-            _text("revision", self.revision)
+        for key in ("revision", "offload_folder"):
+            if getattr(self, key) is not None:
+                _text(key, getattr(self, key))
+        try:
+            _ = self.budget
+        except ParameterError as error:
+            raise ConfigError(str(error)) from error
         _check_fisher(self.fisher)
         object.__setattr__(self, "fisher", _in_text(self.fisher))
         _check_damage(self.damage)
@@ -134,6 +145,12 @@ class RunConfig:
             f"{len(self.model)} models are named ({', '.join(self.model)}); only `analyze` "
             "and `percolate` take several, give a single one"
         )
+
+    @property
+    def budget(self) -> Budget:
+        """The memory for sums; those beyond a limit are where the run leaves its own."""
+        beyond = None if self.memory_limit is None else self.out
+        return Budget.of(self.memory_limit, self.offload_folder or beyond)
 
     def alone(self, name: str) -> RunConfig:
         """The run of one of several models.

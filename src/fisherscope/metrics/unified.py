@@ -20,6 +20,7 @@ from fisherscope.metrics.model_analysis import ModelAnalysis, analyze_model, use
 from fisherscope.metrics.model_comparison import ModelComparison, compare_models
 from fisherscope.metrics.modularity import ModularityMetrics
 from fisherscope.metrics.run_config import SPARSITY, DamageConfig
+from fisherscope.partition import Budget
 from fisherscope.planning import Plan
 from fisherscope.results import Result
 from fisherscope.store import FisherStore
@@ -171,6 +172,7 @@ class UnifiedModelAnalyzer:
         progress: bool,
         say: Callable[[str], None],
         plans: Mapping[str, Plan] | None = None,
+        budget: Budget | None = None,
     ) -> ModelAnalysis:
         """One model's part of :meth:`analyze`, for callers that load models one by one.
 
@@ -185,6 +187,7 @@ class UnifiedModelAnalyzer:
             progress: Whether progress bars are shown.
             say: Called with a line of text at the beginning of each step.
             plans: Task name to plan, to set beside what each Fisher took. Default: ``None``.
+            budget: The memory for sums. Default: ``None``, no limit.
 
         Returns:
             What was found about it.
@@ -192,7 +195,14 @@ class UnifiedModelAnalyzer:
         keyed = {keys[task]: rows for task, rows in examples.items()}
         planned = plans and {keys[task]: plan for task, plan in plans.items()}
         done = estimate_tasks(
-            model, keyed, self.config, self.store, progress=progress, say=say, plans=planned
+            model,
+            keyed,
+            self.config,
+            self.store,
+            progress=progress,
+            say=say,
+            plans=planned,
+            budget=budget,
         )
         answers = {
             "top": self._top(keys),

@@ -16,6 +16,7 @@ from fisherscope.structures.diagonal import COMPARABLE
 from fisherscope.structures.factors import Factors
 from fisherscope.structures.fisher import Fisher, Per
 from fisherscope.structures.layout import Kind, check_partition, check_same
+from fisherscope.structures.rooms import Room, added
 from fisherscope.structures.vectors import check_damping, check_power, check_vector, sampler, total
 
 T = TypeVar("T")
@@ -287,7 +288,7 @@ class BlockwiseFisher(Fisher):
     def _ordered(self, found: Mapping[str, T]) -> dict[str, T]:
         return {name: found[name] for name in self.identity.parameters if name in found}
 
-    def _added(self, other: Fisher) -> dict[str, Tensor]:
+    def _added(self, other: Fisher, room: Room) -> dict[str, Tensor]:
         self.alike(other, "added")
         sums = {}
         for block in self.blocks:
@@ -295,7 +296,7 @@ class BlockwiseFisher(Fisher):
             for key in block.keys(block.layout, self.sums):
                 mine, theirs = self.sums[key], other.sums[key]
                 if key not in basis:
-                    sums[key] = mine + theirs
+                    sums[key] = added(mine, theirs, room)
                 elif mine.dtype == theirs.dtype and torch.equal(mine, theirs):
                     sums[key] = mine
                 else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from fisherscope.structures.factors import Factor
 from fisherscope.structures.folder import read_folder, write_folder
 from fisherscope.structures.kfac import KFACFisher
 from fisherscope.structures.manifest import described_by, seal, unseal
+from fisherscope.structures.rooms import Disk
 from fisherscope.structures.shards import read_tensors, write_tensors
 
 MANIFEST = "factor.json"
@@ -25,7 +27,9 @@ _OWNED = re.compile(
 )
 
 
-def decompose(basis: KFACFisher, folder: Path | None, ranks: Ranks) -> None:
+def decompose(
+    basis: KFACFisher, folder: Path | None, ranks: Ranks, disk: Disk | None = None
+) -> None:
     """Decompose the factors of a KFAC, going on from what the folder holds.
 
     Each rank decomposes some of them, those of like size at a time; afterwards all have the
@@ -35,15 +39,19 @@ def decompose(basis: KFACFisher, folder: Path | None, ranks: Ranks) -> None:
         basis: The KFAC; it knows its eigenvectors afterwards.
         folder: One folder per factor is made inside; ``None`` keeps nothing.
         ranks: The processes that share the work.
+        disk: Where the eigenvectors are held. Default: ``None``, in memory.
     """
     factors = sorted(basis.factors.values(), key=len, reverse=True)
     for start in range(0, len(factors), ranks.world):
         some = factors[start : start + ranks.world]
-        found = ranks.once(lambda some=some: _known(folder, some))
+        found = ranks.once(lambda some=some: [_known(basis, folder, f) for f in some])
         missing = [n for n, vectors in enumerate(found) if vectors is None]
 
         def mine(some: list[Factor] = some, missing: list[int] = missing) -> list[Tensor] | None:
-            return some[missing[ranks.rank]].eigenvectors() if ranks.rank < len(missing) else None
+            if ranks.rank >= len(missing):
+                return None
+            # Of a copy, which takes its decomposition in float64 with it.
+            return replace(some[missing[ranks.rank]]).eigenvectors()
 
         for number, vectors in zip(missing, ranks.each(mine), strict=False):
             assert vectors is not None
@@ -52,11 +60,13 @@ def decompose(basis: KFACFisher, folder: Path | None, ranks: Ranks) -> None:
                 ranks.once(lambda f=some[number], v=vectors: save_eigenvectors(folder, f, v))
         for factor, vectors in zip(some, found, strict=True):
             assert vectors is not None
-            basis.eigenvectors[factor.name] = vectors
+            basis.eigenvectors[factor.name] = [disk.kept(v) for v in vectors] if disk else vectors
 
 
-def _known(folder: Path | None, some: list[Factor]) -> list[list[Tensor] | None]:
-    return [None if folder is None else load_eigenvectors(folder, factor) for factor in some]
+def _known(basis: KFACFisher, folder: Path | None, factor: Factor) -> list[Tensor] | None:
+    if factor.name in basis.eigenvectors:
+        return basis.eigenvectors[factor.name]
+    return None if folder is None else load_eigenvectors(folder, factor)
 
 
 def save_eigenvectors(folder: Path, factor: Factor, vectors: list[Tensor]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fisherscope.errors import StoreError
+from fisherscope.errors import ParameterError, StoreError
 from fisherscope.structures.ema import FisherEMA
 from fisherscope.structures.fisher import Fisher
 from fisherscope.structures.folder import read_folder, write_folder
@@ -32,6 +32,7 @@ _OWNED = re.compile(
     r"|(sums|ledger)(-\d{5}-of-\d{5})?\.safetensors|(sums|ledger)\.safetensors\.index\.json"
 )
 _AVERAGE = "ema"
+_ROUNDED = ("diagonal", "grouped")
 STEM = "sums"
 """Beginning of the names of the files with the sums."""
 _ARRAYS = ("squares", "tokens", "draw_variance", "draw_variance_total", "groups")
@@ -44,6 +45,7 @@ def save(
     max_shard_size: int | str = "5GB",
     average: FisherEMA | None = None,
     shards: Shards | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a Fisher to a folder.
 
@@ -59,13 +61,26 @@ def save(
             Default: ``None``.
         shards: Puts the sums of the Fisher, and of its halves, into a folder of their own each.
             Default: ``None``, which writes them.
+        dtype: As in :meth:`Fisher.save`. Default: ``None``.
+
+    Raises:
+        ParameterError: If the sums can't be written in that type.
     """
+    rounded = fisher.structure in _ROUNDED and dtype == torch.bfloat16
+    if dtype is not None and not rounded:
+        raise ParameterError(
+            f"a {fisher.structure} Fisher can't be saved with dtype={dtype}: only diagonal and "
+            "grouped ones bear rounding, to torch.bfloat16. Leave dtype out"
+        )
 
     def fill(folder: Path) -> None:
         if average is not None:
             average.save(folder / _AVERAGE)
-        write = shards or (lambda f, into: write_tensors(into, STEM, f.sums, max_shard_size))
-        _fill(fisher, folder, write, average is not None)
+
+        def write(f: Fisher, into: Path) -> None:
+            write_tensors(into, STEM, f.sums, max_shard_size, dtype)
+
+        _fill(fisher, folder, shards or write, average is not None)
 
     write_folder(path, MANIFEST, _OWNED, fill)
 
@@ -156,7 +171,10 @@ def _rebuild(content: dict[str, Any], folder: Path) -> Fisher:
     arrays: dict[str, np.ndarray] = {
         name: tensor.numpy() for name, tensor in read_tensors(folder, "ledger").items()
     }
-    sums = read_tensors(folder, STEM)
+    sums = {
+        key: total.float() if total.dtype == torch.bfloat16 else total
+        for key, total in read_tensors(folder, STEM).items()
+    }
     identity = Identity.from_json(content["identity"])
     halves = (_read(folder / "half-0"), _read(folder / "half-1")) if content["halves"] else None
     layout = tuple(BlockLayout.from_json(block) for block in content.get("layout", ()))

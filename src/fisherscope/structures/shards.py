@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -15,7 +16,11 @@ from fisherscope.structures.manifest import AGAIN, read_json, write_json
 
 
 def write_tensors(
-    folder: Path, stem: str, tensors: Mapping[str, Tensor], max_shard_size: int | str = "5GB"
+    folder: Path,
+    stem: str,
+    tensors: Mapping[str, Tensor],
+    max_shard_size: int | str = "5GB",
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write named tensors as safetensors shards with an index.
 
@@ -25,12 +30,13 @@ def write_tensors(
         tensors: Names to CPU tensors.
         max_shard_size: Bytes, or text such as ``"5GB"``; a larger tensor gets its own shard.
             Default: ``"5GB"``.
+        dtype: Type that they are written in. Default: ``None``, their own.
     """
     split = split_torch_state_dict_into_shards(
         dict(tensors), filename_pattern=stem + "{suffix}.safetensors", max_shard_size=max_shard_size
     )
     for file, names in split.filename_to_tensors.items():
-        shard = {name: tensors[name].contiguous() for name in names}
+        shard = {name: tensors[name].to(dtype).contiguous() for name in names}
         save_file(shard, folder / file, metadata={"format": "pt"})
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     write_json(folder / index_of(stem), index)

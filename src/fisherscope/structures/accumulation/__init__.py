@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from functools import singledispatch
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from fisherscope import specs
@@ -18,6 +17,7 @@ from fisherscope.structures.accumulation.dense import DenseAccumulator
 from fisherscope.structures.accumulation.eigen import EigenAccumulator
 from fisherscope.structures.accumulation.factors import FactorAccumulator
 from fisherscope.structures.accumulation.squares import SquaresAccumulator
+from fisherscope.structures.rooms import Room, memory, nowhere
 
 if TYPE_CHECKING:
     from fisherscope.structures.kfac import KFACFisher
@@ -32,6 +32,7 @@ def accumulator(
     coverage: Coverage,
     unit: str,
     basis: KFACFisher | None = None,
+    room: Room = memory,
 ) -> Accumulator:
     """Make the empty sums that a structure keeps.
 
@@ -43,39 +44,42 @@ def accumulator(
         coverage: What covers which parameter.
         unit: The unit.
         basis: KFAC whose eigenvectors an EKFAC uses. Default: ``None``.
+        room: Makes the sums. Default: in memory.
 
     Raises:
         ParameterError: If the structure has registered none, or an EKFAC comes without a basis.
     """
-    del parameters, coverage, unit, basis
+    del parameters, coverage, unit, basis, room
     raise ParameterError(f"structure={str(spec)!r} has no accumulator; register one")
 
 
 @accumulator.register(specs.Diagonal)
 @accumulator.register(specs.Grouped)
-def _squares(spec, parameters, coverage, unit, basis=None) -> Accumulator:
+def _squares(spec, parameters, coverage, unit, basis=None, room=memory) -> Accumulator:
     del basis
-    return SquaresAccumulator(parameters, coverage, isinstance(spec, specs.Grouped), unit)
+    return SquaresAccumulator(parameters, coverage, isinstance(spec, specs.Grouped), unit, room)
 
 
 @accumulator.register(specs.Block)
 @accumulator.register(specs.Dense)
-def _matrices(spec, parameters, coverage, unit, basis=None) -> Accumulator:
+def _matrices(spec, parameters, coverage, unit, basis=None, room=memory) -> Accumulator:
     del unit, basis
-    return DenseAccumulator(parameters, coverage, _blocks(spec, parameters))
+    return DenseAccumulator(parameters, coverage, _blocks(spec, parameters), room)
 
 
 @accumulator.register(specs.KFAC)
-def _factors(spec, parameters, coverage, unit, basis=None) -> Accumulator:
+def _factors(spec, parameters, coverage, unit, basis=None, room=memory) -> Accumulator:
     del basis
-    return FactorAccumulator(parameters, coverage, unit, spec.sharing, spec.bias, spec.widest)
+    options = spec.sharing, spec.bias, spec.widest
+    return FactorAccumulator(parameters, coverage, unit, *options, room)
 
 
 @accumulator.register(specs.EKFAC)
-def _eigenvalues(spec, parameters, coverage, unit, basis=None) -> Accumulator:
+def _eigenvalues(spec, parameters, coverage, unit, basis=None, room=memory) -> Accumulator:
     if basis is None:
         raise ParameterError(f"structure={str(spec)!r} needs the eigenbasis of a KFAC")
-    return EigenAccumulator(parameters, coverage, unit, basis.layout, basis.eigenbasis())
+    layout, vectors = basis.layout, basis.eigenbasis()
+    return EigenAccumulator(parameters, coverage, unit, layout, vectors, room)
 
 
 def outline(
@@ -98,14 +102,10 @@ def outline(
     Returns:
         Sums on the ``meta`` device.
     """
-    shapes: Mapping[str, nn.Parameter] = {
-        n: torch.empty_like(p, device="meta")  # type: ignore[misc]
-        for n, p in parameters.items()
-    }
     if isinstance(spec, specs.EKFAC) and basis is None:
         factors = outline(specs.KFAC(**dataclasses.asdict(spec)), parameters, coverage, unit)
-        return EigenAccumulator(shapes, coverage, unit, factors.layout, factors.sums)
-    return accumulator(spec, shapes, coverage, unit, basis)
+        return EigenAccumulator(parameters, coverage, unit, factors.layout, factors.sums, nowhere)
+    return accumulator(spec, parameters, coverage, unit, basis, nowhere)
 
 
 def _blocks(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fisherscope.engine.coverage import Coverage
 from fisherscope.engine.scores import Score
 from fisherscope.structures.layout import BlockLayout
+from fisherscope.structures.rooms import Room, memory
 
 
 class Accumulator(ABC):
@@ -23,6 +24,7 @@ class Accumulator(ABC):
     Args:
         parameters: Requested name to parameter.
         coverage: What covers which parameter.
+        room: Makes the sums.
 
     Attributes:
         sums: Key of the structure to tensor on the model's device, fp32 or better.
@@ -33,9 +35,12 @@ class Accumulator(ABC):
 
     needs_inputs = False
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], coverage: Coverage):
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], coverage: Coverage, room: Room = memory
+    ):
         self.parameters = dict(parameters)
         self.coverage = coverage
+        self._room = room
         self.sums: dict[str, Tensor] = {}
         self.complete = True
         self._columns = {name: i for i, name in enumerate(parameters)}
@@ -124,6 +129,9 @@ class Accumulator(ABC):
         """
         return {key: total.detach().cpu() for key, total in self.sums.items()}
 
+    def _open(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        return self._room(shape, sum_type(like), like.device)
+
     def _record(self, name: str, rows: slice, draw: int, norms: Tensor) -> None:
         self.complete = False
         kept = min(draw, self._norms.shape[0] - 1)
@@ -131,14 +139,25 @@ class Accumulator(ABC):
 
 
 def zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """An accumulator where a parameter lives, fp32 or better.
+    """Something to add to for a while, where a parameter lives.
 
     Args:
         shape: Its shape.
         like: The parameter.
 
     Returns:
-        Zeros, fp64 for an fp64 parameter and fp32 for all others.
+        Zeros of the type of the parameter's sums.
     """
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return torch.zeros(shape, dtype=dtype, device=like.device)
+    return memory(shape, sum_type(like), like.device)
+
+
+def sum_type(like: Tensor) -> torch.dtype:
+    """The type of a parameter's sums.
+
+    Args:
+        like: The parameter.
+
+    Returns:
+        fp64 for an fp64 parameter and fp32 for all others.
+    """
+    return torch.float64 if like.dtype == torch.float64 else torch.float32

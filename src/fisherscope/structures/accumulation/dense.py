@@ -8,12 +8,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fisherscope.engine.contraction import add_gram, mirrored
+from fisherscope.engine.contraction import add_gram, mirror
 from fisherscope.engine.coverage import Coverage
 from fisherscope.engine.scores import Score
 from fisherscope.errors import ParameterError
-from fisherscope.structures.accumulation.base import Accumulator, zeros
+from fisherscope.structures.accumulation.base import Accumulator
 from fisherscope.structures.layout import BlockLayout
+from fisherscope.structures.rooms import Room, memory
 
 # More than a workstation's memory for one matrix is a mistake rather than a wish.
 _MOST_BYTES = 16 * 2**30
@@ -26,6 +27,7 @@ class DenseAccumulator(Accumulator):
         parameters: Requested name to parameter.
         coverage: What covers which parameter.
         blocks: Names of the parameters of each block, in the model's order.
+        room: Makes the sums.
 
     Raises:
         ParameterError: If a block's matrix would not fit into 16 GiB.
@@ -36,8 +38,9 @@ class DenseAccumulator(Accumulator):
         parameters: Mapping[str, nn.Parameter],
         coverage: Coverage,
         blocks: list[tuple[str, ...]],
+        room: Room = memory,
     ):
-        super().__init__(parameters, coverage)
+        super().__init__(parameters, coverage, room)
         self._layout = tuple(BlockLayout("dense", names) for names in blocks)
         self._places: dict[str, tuple[int, slice]] = {}
         self._held: dict[tuple[int, int], Tensor] = {}
@@ -51,7 +54,7 @@ class DenseAccumulator(Accumulator):
             self._sizes.append(start)
             like = parameters[names[0]]
             check_size(names, start, 8 if like.dtype == torch.float64 else 4)
-            self.sums[f"{names[0]}:matrix"] = zeros((start, start), like)
+            self.sums[f"{names[0]}:matrix"] = self._open((start, start), like)
 
     @property
     def layout(self) -> tuple[BlockLayout, ...]:  # noqa: D102
@@ -76,7 +79,7 @@ class DenseAccumulator(Accumulator):
         self._held.clear()
 
     def results(self) -> dict[str, Tensor]:  # noqa: D102
-        return {key: mirrored(total).cpu() for key, total in self.sums.items()}
+        return {key: mirror(total).detach().cpu() for key, total in self.sums.items()}
 
 
 def check_size(names: tuple[str, ...], size: int, width: int) -> None:

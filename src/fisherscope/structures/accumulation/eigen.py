@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from fisherscope.engine.sharing import identical
 from fisherscope.errors import CoverageError
 from fisherscope.structures.accumulation.base import Accumulator, zeros
 from fisherscope.structures.layout import BlockLayout
+from fisherscope.structures.rooms import Room, memory
 
 
 class EigenAccumulator(Accumulator):
@@ -31,6 +33,7 @@ class EigenAccumulator(Accumulator):
         unit: ``"position"`` squares each position by itself, any other unit each example.
         layout: Blocks of the KFAC whose eigenbasis is used.
         basis: Its eigenvectors by key, see :class:`~fisherscope.structures.KFACFisher`.
+        room: Makes the sums.
     """
 
     def __init__(
@@ -40,8 +43,9 @@ class EigenAccumulator(Accumulator):
         unit: str,
         layout: Sequence[BlockLayout],
         basis: Mapping[str, Tensor],
+        room: Room = memory,
     ):
-        super().__init__(parameters, coverage)
+        super().__init__(parameters, coverage, room)
         self._positions = unit == "position"
         kinds = {"kronecker": "eigen"}
         self._layout = tuple(
@@ -54,15 +58,16 @@ class EigenAccumulator(Accumulator):
         self._bases: dict[str, list[Tensor]] = {}
         self._rotated: tuple[Tensor, str, Tensor] | None = None
         for block in self._layout:
-            first = parameters[block.names[0]]
+            first_name = block.names[0]
+            first = parameters[first_name]
             if block.kind == "eigen":
-                q, r = self._eigenvectors(block)
-                shape = (sum(len(p) for p in q), sum(len(p) for p in r))
-                self.sums[f"{block.names[0]}:eigenvalues"] = zeros(shape, first)
+                sides = (f"{first_name}:gradients", f"{block.inputs}:inputs")
+                shape = tuple(sum(len(basis[k]) for k in self._keys(side)) for side in sides)
+                self.sums[f"{block.names[0]}:eigenvalues"] = self._open(shape, first)
             elif block.kind == "dense":
-                self.sums[f"{block.names[0]}:matrix"] = zeros((first.numel(),) * 2, first)
+                self.sums[f"{block.names[0]}:matrix"] = self._open((first.numel(),) * 2, first)
             else:
-                self.sums[block.names[0]] = zeros(tuple(first.shape), first)
+                self.sums[block.names[0]] = self._open(tuple(first.shape), first)
 
     @property
     def layout(self) -> tuple[BlockLayout, ...]:  # noqa: D102
@@ -88,11 +93,12 @@ class EigenAccumulator(Accumulator):
     def _pieces(self, prefix: str) -> list[Tensor]:
         if prefix not in self._bases:
             like = zeros((), next(iter(self.parameters.values())))
-            found = []
-            while (key := f"{prefix}.{len(found)}") in self._basis:
-                found.append(self._basis[key].to(like))
-            self._bases[prefix] = found
+            self._bases[prefix] = [self._basis[key].to(like) for key in self._keys(prefix)]
         return self._bases[prefix]
+
+    def _keys(self, prefix: str) -> list[str]:
+        keys = (f"{prefix}.{number}" for number in itertools.count())
+        return list(itertools.takewhile(self._basis.__contains__, keys))
 
     def add(self, name: str, score: Score, rows: slice, draw: int) -> None:  # noqa: D102
         self.complete = False
@@ -156,7 +162,7 @@ class EigenAccumulator(Accumulator):
 
     def results(self) -> dict[str, Tensor]:  # noqa: D102
         found = {
-            key: (contraction.mirrored(t) if key.endswith(":matrix") else t.detach()).cpu()
+            key: (contraction.mirror(t) if key.endswith(":matrix") else t).detach().cpu()
             for key, t in self.sums.items()
         }
         used = {f"{b.names[0]}:gradients" for b in self._layout if b.kind == "eigen"}

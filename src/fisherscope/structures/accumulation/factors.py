@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fisherscope.engine.contraction import add_gram, at_least_fp32, mirrored
+from fisherscope.engine.contraction import add_gram, at_least_fp32, mirror
 from fisherscope.engine.coverage import Coverage
 from fisherscope.engine.layers import UnexpectedShapeError
 from fisherscope.engine.scores import Score, VectorScore
 from fisherscope.engine.sharing import identical
-from fisherscope.structures.accumulation.base import Accumulator, zeros
+from fisherscope.structures.accumulation.base import Accumulator
 from fisherscope.structures.layout import BlockLayout
+from fisherscope.structures.rooms import Room, memory
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ class FactorAccumulator(Accumulator):
         sharing: ``"expand"`` or ``"reduce"``.
         bias: ``"joint"`` (a bias is one more column of its weight) or ``"separate"``.
         widest: Most entries of a diagonal piece of a factor; ``None`` for whole factors.
+        room: Makes the sums.
     """
 
     needs_inputs = True
@@ -118,8 +120,9 @@ class FactorAccumulator(Accumulator):
         sharing: str,
         bias: str,
         widest: int | None,
+        room: Room = memory,
     ):
-        super().__init__(parameters, coverage)
+        super().__init__(parameters, coverage, room)
         self.plan = plan_factors(parameters, coverage, bias)
         self._unit, self._reduce, self._widest = unit, sharing == "reduce", widest
         self._owners = self._share(coverage.shared) if not self._reduce else {}
@@ -128,17 +131,17 @@ class FactorAccumulator(Accumulator):
         self._index: tuple[Tensor, Tensor] | None = None
         self._means: dict[str, _Means] = {}
         for name in self.plan.rest:
-            self.sums[name] = zeros(tuple(parameters[name].shape), parameters[name])
+            self.sums[name] = self._open(tuple(parameters[name].shape), parameters[name])
         for name in self.plan.joint:
             out = self._outputs(name)
             for i, piece in enumerate(pieces(out, widest)):
                 side = piece.stop - piece.start
-                self.sums[f"{name}:gradients.{i}"] = zeros((side, side), parameters[name])
+                self.sums[f"{name}:gradients.{i}"] = self._open((side, side), parameters[name])
             if self._owners.get(name, name) == name:
                 self._open_inputs(name)
         for name in self.plan.alone:
             side = parameters[name].numel()
-            self.sums[f"{name}:matrix"] = zeros((side, side), parameters[name])
+            self.sums[f"{name}:matrix"] = self._open((side, side), parameters[name])
 
     def _outputs(self, name: str) -> int:
         shape = self.parameters[name].shape
@@ -200,8 +203,8 @@ class FactorAccumulator(Accumulator):
         like = self.parameters[name]
         for i, piece in enumerate(pieces(self._columns_of(name), self._widest)):
             side = piece.stop - piece.start
-            self.sums[f"{name}:inputs.{i}"] = zeros((side, side), like)
-        self.sums[f"{name}:rows"] = torch.zeros((), dtype=torch.float64, device=like.device)
+            self.sums[f"{name}:inputs.{i}"] = self._open((side, side), like)
+        self.sums[f"{name}:rows"] = self._room((), torch.float64, like.device)
 
     def _owns(self, name: str, a: Tensor) -> bool:
         """Whether this layer's input is to be added; sharing is checked at every call."""
@@ -305,7 +308,7 @@ class FactorAccumulator(Accumulator):
 
     def results(self) -> dict[str, Tensor]:  # noqa: D102
         return {
-            key: (mirrored(total) if _is_factor(key) else total.detach()).cpu()
+            key: (mirror(total) if _is_factor(key) else total).detach().cpu()
             for key, total in self.sums.items()
         }
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fisherscope.engine.coverage import Coverage
 from fisherscope.engine.scores import Score
 from fisherscope.structures.accumulation.base import Accumulator, zeros
+from fisherscope.structures.rooms import Room, memory
 
 
 class SquaresAccumulator(Accumulator):
@@ -22,6 +23,7 @@ class SquaresAccumulator(Accumulator):
         grouped: Sum over each output's parameters.
         unit: ``"position"`` squares each position by itself, ``"batch"`` the sum over the
             batch, any other unit each example.
+        room: Makes the sums.
     """
 
     def __init__(
@@ -30,12 +32,13 @@ class SquaresAccumulator(Accumulator):
         coverage: Coverage,
         grouped: bool,
         unit: str,
+        room: Room = memory,
     ):
-        super().__init__(parameters, coverage)
+        super().__init__(parameters, coverage, room)
         self._grouped, self._unit = grouped, unit
         self._batch: dict[tuple[int, str], Tensor] = {}
         self.sums = {
-            name: zeros(
+            name: self._open(
                 group_shape(tuple(p.shape), name in coverage.outputs_second)
                 if grouped
                 else tuple(p.shape),

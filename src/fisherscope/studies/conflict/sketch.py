@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.utils.hub import convert_file_size_to_int
 
+from fisherscope.arguments import size_in_bytes
 from fisherscope.errors import ParameterError
 
 _BYTES = 4
@@ -100,12 +100,7 @@ def plan_rows(
     Raises:
         ParameterError: If the limit is no size, or too small for useful sketches.
     """
-    try:
-        limit = convert_file_size_to_int(memory_limit)
-    except ValueError as error:
-        raise ParameterError(
-            f"memory_limit={memory_limit!r} is no size; give bytes, or text such as '2GB'"
-        ) from error
+    limit = size_in_bytes("memory_limit", memory_limit) or 0
     whole = n_rows * sum(sizes.values()) * _BYTES
     if whole <= limit:
         return RowPlan(
