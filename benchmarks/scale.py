@@ -37,7 +37,8 @@ def keep(found: dict) -> None:
     """Put one figure among the others; the file is whole at any moment."""
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     known[f"{found['size']}/{found['structure']}"] = found
-    order = [f"{size}/{name}" for size in shapes.SIZES for name in shapes.STRUCTURES]
+    structures = (*shapes.STRUCTURES, shapes.ON_DISK)
+    order = [f"{size}/{name}" for size in shapes.SIZES for name in structures]
     text = json.dumps({key: known[key] for key in order if key in known}, indent=1) + "\n"
     new = RESULTS.with_suffix(f".{os.getpid()}")
     new.write_text(text)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 SEQUENCES, LENGTH, BATCH = 32, 256, 4
-MEMORY_LIMIT = "2GB"
-"""Most memory for the sums: those of the largest size take 1.4 GB."""
+MEMORY_LIMIT = "1GB"
+"""Most memory for the sums: those of the largest size take 1.4 GB, and two passes."""
 
 # Parameters, about: width, layers, heads; the vocabulary is GPT-2's.
 SIZES = {
@@ -14,6 +14,8 @@ SIZES = {
     "350M": (1024, 24, 16),
 }
 STRUCTURES = ("diagonal", "grouped")
+ON_DISK = "diagonal, on disk"
+"""Sums in memory-mapped files from the beginning, without a limit; for one size."""
 
 
 def model(size: str):

@@ -95,7 +95,7 @@ def test_parts_of_the_verification_are_full():
     parameters = {n: nn.Parameter(torch.zeros(size)) for n, size in sizes.items()}
     parts = _parts(parameters, 8 * 30)
     assert [list(part) for part in parts] == [["a", "b"], ["huge"], ["c", "d"]]
-    assert [list(part) for part in _parts(parameters, None)] == [list(sizes)]
+    assert [list(part) for part in _parts(parameters, 10**6)] == [list(sizes)]
 
 
 # Would catch: a reason that has nothing to do with the parameter it is given for.

@@ -36,6 +36,7 @@ from fisherscope.likelihoods import Likelihood
 _TOLERANCE = {torch.float64: (1e-6, 1e-9), torch.float32: (1e-3, 1e-5)}
 _LOW_PRECISION = (0.2, 3e-3)
 _TRIES = 8
+_MOST_BYTES = 4 * 2**30
 
 
 def cover(
@@ -53,7 +54,7 @@ def cover(
         examples: Labelled examples; two short ones of different content are used.
         requested: Name to parameter.
         limit: Most bytes of gradients and squares at a time: parameters are then looked at in
-            parts, with passes of their own. Default: ``None``, all at once.
+            parts, with passes of their own. Default: ``None``, 4 GiB.
 
     Returns:
         A coverage that agreed with autograd on two examples.
@@ -62,7 +63,9 @@ def cover(
         width = call_model(model, make_batch(model, examples[:1])).shape[-1]
     likelihood.check_width(examples, width)
     scale, dtype = first_scale(formats), coarsest(formats)
-    reference = _Reference(model, likelihood, _parts(requested, limit), scale)
+    reference = _Reference(
+        model, likelihood, _parts(requested, _MOST_BYTES if limit is None else limit), scale
+    )
     while not reference.choose(examples) and (lower := next_scale(scale)) is not None:
         scale = reference.scale = lower
     pair = reference.pair or _candidates(likelihood, examples)[:2]
@@ -99,13 +102,13 @@ def _candidates(likelihood: Likelihood, examples: Sequence[Example]) -> list[Exa
     return [useful[0], *other, *(e for e in useful[1:] if e not in other)][:_TRIES]
 
 
-def _parts(requested: dict[str, nn.Parameter], limit: int | None) -> list[dict[str, nn.Parameter]]:
+def _parts(requested: dict[str, nn.Parameter], limit: int) -> list[dict[str, nn.Parameter]]:
     """Parameters whose gradients and squares, or two squares, may be there at once."""
     parts: list[dict[str, nn.Parameter]] = [{}]
     used = 0
     for name, parameter in requested.items():
         size = 2 * parameter.numel() * max(4, parameter.element_size())
-        if limit is not None and parts[-1] and used + size > limit:
+        if parts[-1] and used + size > limit:
             parts.append({})
             used = 0
         parts[-1][name] = parameter
