@@ -15,24 +15,29 @@ from scaling import shapes
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PLOT = DOCS / "images" / "scale.png"
 # Okabe and Ito's colours, and a mark each, so that colour is not needed to tell them apart.
+CGROUP = ""
 LOOKS = {"diagonal": ("#0072b2", "o"), "grouped": ("#d55e00", "s")}
 
 HEAD = """# Scale
 
 How long an estimate takes and how much memory, over {sizes} sizes of GPT-2 with random weights
 and GPT-2's vocabulary of 50,257: {sequences} sequences of {length} tokens, {batch} at a time, under
-`memory_limit="{limit}"`, in fp32 on one thread of a machine with 2 cores and 24 GiB that other
-work kept busy. Seconds are processor time, which is what one thread would take alone; seconds by
-the clock are beside it. `python benchmarks/scale.py` measures, `--page` makes this page.
+`memory_limit="{limit}"`, in fp32 on one thread of a machine with 2 cores and 24 GiB whose other
+core was busy. Seconds are processor time; seconds by the clock are beside it.
+`python benchmarks/scale.py` measures, `--page` makes this page.
 
 """
 
 EXPLAINED = """
 Memory is what is added to the process with the model loaded (the kernel's high-water mark, freed
-memory given back at once), and the plan's figure is `fs.plan(...).memory_bytes`, made before. Most
-of it at these sizes is not the pass: before it, every rule is verified against autograd on two
-examples, which takes a gradient and two squares of each parameter and, with this vocabulary, the
-logits of a sequence several times. `memory_limit` is about the sums, not about that.
+memory given back at once), and the plan's figure is `fs.plan(...).memory_bytes`, made before. The
+sums of a pass are within the limit, and so are the gradients and squares in the verification of the
+rules against autograd; the rest is activations and, with this vocabulary, the logits of a batch.
+Where the sums are over the limit, each pass takes a part of them, and a finished part goes to disk.
+
+"on disk" is `offload_folder=` without a limit: all sums are in memory-mapped files, one pass adds
+to them, and memory is the process's own, without the files' pages, which the system takes back when
+it needs them{cgroup}.
 
 ![seconds and memory over parameters](images/scale.png)
 
@@ -50,21 +55,21 @@ def write(results: dict[str, Any]) -> None:
         batch=shapes.BATCH,
         limit=shapes.MEMORY_LIMIT,
     )
-    (DOCS / "scale.md").write_text(
-        text + table(found) + EXPLAINED + extrapolation(found), encoding="utf-8"
-    )
+    text += table(found) + EXPLAINED.format(cgroup=CGROUP) + extrapolation(found)
+    (DOCS / "scale.md").write_text(text, encoding="utf-8")
 
 
 def table(found: list[dict[str, Any]]) -> str:
     """One row per size and structure."""
     lines = [
-        "| model | structure | seconds | planned | by the clock | memory | planned | sums |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
+        "| model | structure | passes | seconds | planned | clock | memory | planned | sums |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for one in found:
         lines.append(
             f"| {one['parameters'] / 1e6:.0f} M ({one['layers']} layers of {one['width']}) "
-            f"| {one['structure']} | {one['seconds_cpu']:.0f} | {one['seconds_planned']:.0f} "
+            f"| {one['structure']} | {one['rounds']} "
+            f"| {one['seconds_cpu']:.0f} | {one['seconds_planned']:.0f} "
             f"| {one['seconds_wall']:.0f} | {gb(one['bytes_peak'])} | {gb(one['bytes_planned'])} "
             f"| {gb(one['bytes_sums'])} |"
         )
@@ -102,7 +107,7 @@ def extrapolation(found: list[dict[str, Any]]) -> str:
     largest = max(diagonals, key=lambda one: one["parameters"])
     positions = shapes.SEQUENCES * shapes.LENGTH
     work = 6 * largest["parameters"] * positions
-    speed = work / largest["seconds_cpu"]
+    speed = work * largest["rounds"] / largest["seconds_cpu"]
     rows = []
     for name, parameters in (("7 B", 7e9), ("70 B", 70e9)):
         total = 6 * parameters * positions
@@ -110,17 +115,18 @@ def extrapolation(found: list[dict[str, Any]]) -> str:
             f"| {name} | {total:.1e} | {total / speed / 3600:.0f} h "
             f"| {2 * parameters / 1e9:.0f} GB "
             f"| {4 * parameters / 1e9:.0f} GB | {(2 + 4) * parameters / 1e9:.0f} GB "
-            f"| {(2 + 8) * parameters / 1e9:.0f} GB |"
+            f"| {2 * parameters / 1e9 + 8:.0f} GB |"
         )
     return f"""## 7 and 70 billion parameters, by arithmetic
 
 Nothing in this section was run. A pass takes about `6 · parameters · positions` operations: two
 each for the forward pass, for the gradients of the activations, and for the squares. The
-{largest["parameters"] / 1e6:.0f} M model's diagonal did {work:.2e} of them in
-{largest["seconds_cpu"]:.0f} s (verifying and attention included), {speed / 1e9:.0f} GFLOP/s on one
-core. At that speed, for the same {positions:,} positions:
+{largest["parameters"] / 1e6:.0f} M model's diagonal did {work:.2e} of them in each of
+{largest["rounds"]} passes, {largest["seconds_cpu"]:.0f} s together (verifying and attention
+included), {speed / 1e9:.0f} GFLOP/s on one core. At that speed, for the same {positions:,}
+positions:
 
-| model | operations | on such a core | weights, bf16 | sums, fp32 | together | while verifying |
+| model | operations | on such a core | weights, bf16 | sums, fp32 | together | with 8 GB of sums |
 |---|--:|--:|--:|--:|--:|--:|
 {chr(10).join(rows)}
 
@@ -128,10 +134,14 @@ core. At that speed, for the same {positions:,} positions:
 - On accelerators of 80 GB the weights and sums of 7 B fit on one ({2 * 7 + 4 * 7} GB), those of
   70 B need {-(-6 * 70 // 80)} at least before activations. `"grouped"` keeps one number per output
   row: its sums are three orders of magnitude smaller, and 70 B then needs room for weights only.
-- On an accelerator a `memory_limit` of half the sums takes two passes, and so on: time for memory,
-  one for one. Finished sums go to the CPU's memory, which has to hold all of them.
-- Verifying takes a gradient and a square in fp32 for each parameter asked for, beside the weights:
-  the last column. Where that is too much, ask for `parameters=` in parts.
+- A `memory_limit` of half the sums takes two passes, and so on: time for memory, one for one. The
+  last column is `memory_limit="8GB"` before activations: 4 passes for 7 B, 35 for 70 B. Finished
+  sums go to disk (from an accelerator: to the CPU's memory, or to `offload_folder=`).
+- `offload_folder=` alone takes one pass, and on a CPU reads and writes what memory can't hold of
+  the sums once per batch: 28 GB to and fro for 7 B, about a minute on a disk of 1 GB/s, beside the
+  {6 * 7e9 * 1024 / speed / 60:.0f} minutes of such a core for a batch of 1,024 positions.
+- Verifying takes 4 GiB at most beside the weights, or the `memory_limit`, and passes over two short
+  examples for each part of the parameters.
 - The squares are made in fp32, whatever the model's format: an accelerator's bf16 speed counts for
   four of the six operations only.
 """

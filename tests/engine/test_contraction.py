@@ -117,3 +117,18 @@ def test_memory_does_not_grow_with_the_batch():
         with Count():
             contraction.add_squares(g, a, torch.zeros(40, 50))
     assert max(sizes) <= max(40 * 50, 64 * 3 * 50)
+
+
+# Planted: the part below the diagonal blocks left as it was; a lower triangle that is added to
+# itself when more comes after a mirroring. Would catch: an upper triangle that mirroring changes.
+@pytest.mark.parametrize("width", [1, 5, 300, 385, 600])
+def test_a_gram_is_mirrored_in_place_and_goes_on(width):
+    g = torch.Generator().manual_seed(width)
+    x = torch.randn(7, width, generator=g, dtype=torch.float64)
+    total = torch.zeros(width, width, dtype=torch.float64)
+    for rows in (x[:3], x[3:]):
+        contraction.add_gram(rows, total)
+        upper = total.triu()
+        assert contraction.mirror(total) is total
+        assert torch.equal(total, total.t()) and torch.equal(total.triu(), upper)
+    assert torch.allclose(total, x.t() @ x)
