@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects
@@ -108,6 +109,9 @@ def test_what_was_pushed_comes_back(there, read, tmp_path):
     first = there.head("me/f").name
     fs.push_to_hub(OTHER, "me/f")
     assert not [name for name in there.files("me/f") if "half" in name]
+    fs.push_to_hub(FISHER, "me/small", dtype=torch.bfloat16)
+    small, whole = (len(there.files(name)["sums.safetensors"]) for name in ("me/small", "me/f"))
+    assert small < whole and not same_bits(read("me/small"), FISHER)
     assert same_bits(read(), OTHER)
     assert same_bits(read(revision=first), FISHER)
     real = there.snapshot
