@@ -6,6 +6,8 @@ import ctypes
 import math
 import os
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 2**24
+_OPEN_FILES = Path("/proc/self/fd")
 _DONTNEED = 4  # MADV_DONTNEED of Linux and macOS
 
 
@@ -35,19 +38,15 @@ def mapped(
     count = math.prod(shape)
     if not count:
         return torch.zeros(shape, dtype=dtype)
-    handle, name = tempfile.mkstemp(prefix=".fisherscope-", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            # Zeros are written, too: a full disk is an error here, and the end of the process
-            # when a page is touched that has no place on it.
-            if content is None:
-                _fill(file, count * dtype.itemsize)
-            else:
-                _write(file, content)
-        flat = torch.from_file(name, shared=True, size=count, dtype=dtype)
-    finally:
-        os.unlink(name)
-    return flat.view(shape)
+    with _nameless(folder) as (file, path):
+        # Zeros are written, too: a full disk is an error here, and the end of the process when a
+        # page is touched that has no place on it.
+        if content is None:
+            _fill(file, count * dtype.itemsize)
+        else:
+            _write(file, content)
+        file.flush()
+        return torch.from_file(path, shared=True, size=count, dtype=dtype).view(shape)
 
 
 def is_mapped(tensor: Tensor) -> bool:
@@ -75,6 +74,22 @@ def release(tensor: Tensor) -> None:
     storage = tensor.untyped_storage()
     place, size = ctypes.c_void_p(storage.data_ptr()), ctypes.c_size_t(storage.nbytes())
     ctypes.CDLL(None).madvise(place, size, _DONTNEED)
+
+
+@contextmanager
+def _nameless(folder: Path) -> Generator[tuple[BinaryIO, str]]:
+    """A new file, and a path by which it can be opened inside ``with``."""
+    if _OPEN_FILES.is_dir():
+        # Linux never gives it a name, so that nothing is left whenever the process is killed.
+        with tempfile.TemporaryFile(dir=folder) as file:
+            yield file, str(_OPEN_FILES / str(file.fileno()))
+        return
+    handle, path = tempfile.mkstemp(prefix=".fisherscope-", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file, path
+    finally:
+        os.unlink(path)
 
 
 def _fill(file: BinaryIO, size: int) -> None:
