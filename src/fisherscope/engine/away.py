@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -119,7 +119,7 @@ def check_shards(model: nn.Module, ranks: Ranks) -> None:
 
     Args:
         model: Any module.
-        ranks: The processes that share the examples.
+        ranks: The processes that share the examples; told which groups its passes go through.
 
     Raises:
         ParameterError: If they are others.
@@ -132,6 +132,8 @@ def check_shards(model: nn.Module, ranks: Ranks) -> None:
                 "examples: every pass needs all of them. Leave distributed=True, and shard the "
                 "model over all ranks of the process group"
             )
+        if is_split(parameter):
+            ranks.through(parameter.device_mesh.get_all_groups())
 
 
 def rest(model: nn.Module) -> None:
@@ -143,6 +145,19 @@ def rest(model: nn.Module) -> None:
     for module in model.modules():
         if is_host(module):
             module.reshard()
+
+
+def recover(model: nn.Module) -> None:
+    """Take apart what a forward or backward pass that has failed left gathered.
+
+    Args:
+        model: Any module. Hosts forget the pass, and gradients that are being reduced.
+    """
+    for module in model.modules():
+        if is_host(module) and hasattr(module, "reset_iter_state"):  # torch 2.6 has no such thing
+            # The outermost host does it for those inside, which refuse.
+            with suppress(RuntimeError):
+                module.reset_iter_state()
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,8 +104,8 @@ class Sweep:
         self._stack.enter_context(anchored(self.model))
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def lower_scale(self) -> bool:
         """Multiply later backward passes by less, after gradients have overflowed.
