@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -14,15 +14,16 @@ from torch import nn
 from fisherscope import specs
 from fisherscope.data import Example, examples, fingerprint
 from fisherscope.defaults import FisherConfig, FisherType, OnNonFinite, Sampling, Unit
-from fisherscope.distributed import unwrapped
-from fisherscope.engine.away import Absent, rest
+from fisherscope.distributed import Ranks, unwrapped
+from fisherscope.engine.away import check_shards, is_sharded, rest
 from fisherscope.engine.coverage import SLOW, Coverage, bind
 from fisherscope.engine.fingerprint import model_fingerprint
 from fisherscope.engine.layers import UnexpectedShapeError
 from fisherscope.engine.selection import check_finite, select
 from fisherscope.engine.sweep import Labelling
 from fisherscope.engine.verify import cover
-from fisherscope.errors import CoverageError, DataError, ParameterError
+from fisherscope.engine.whole import check_whole
+from fisherscope.errors import CoverageError, DataError, IdentityError, ParameterError
 from fisherscope.likelihoods import Likelihood
 from fisherscope.recognition import resolve
 from fisherscope.structures import Identity
@@ -242,18 +243,65 @@ def prepare(model: nn.Module, data: Any, config: FisherConfig) -> Prepared:
         config: The options.
 
     Returns:
-        The checked request; two examples have been through the model.
-
-    Raises:
-        ParameterError: If parameters are sharded or offloaded.
+        The checked request; two examples have been through the model. One that is sharded or
+        offloaded raises :class:`ParameterError`.
     """
-    found = request(model, data, config)
-    if away := [name for name, p in found.parameters.items() if isinstance(p, Absent)]:
-        raise ParameterError(
-            f"parameter {away[0]!r} is sharded over ranks, or offloaded: estimate() takes such "
-            "models, but nothing else does yet; use the model whole"
-        )
-    return found.prepared()
+    check_whole(model, "what was asked for")
+    return request(model, data, config).prepared()
+
+
+def agreed(
+    model: nn.Module, data: Any, config: FisherConfig, ranks: Ranks, *options: Any
+) -> Prepared:
+    """Check everything on all ranks, also for a model that is sharded or offloaded.
+
+    Args:
+        model: The model.
+        data: Anything that :func:`fisherscope.data.examples` takes.
+        config: The options.
+        ranks: All of them make this call.
+        *options: Further ones that have to be the same on all ranks.
+
+    Returns:
+        The checked request; two examples have been through the model.
+    """
+    asked: list[Request] = []
+    found: list[Prepared] = []
+
+    def ask() -> tuple[Any, ...]:
+        asked.append(request(model, data, config))
+        check_shards(asked[0].model, ranks)
+        shared = (config.batch_size, config.halves, config.on_nonfinite, *options)
+        return asked[0].identity(), shared, {}
+
+    def look() -> tuple[Any, ...]:
+        with ranks.in_step(is_sharded(asked[0].model)):
+            found.append(asked[0].prepared())
+        return found[0].identity, (), found[0].coverage.text
+
+    _same(ranks.each(ask))
+    _same(ranks.each(look))
+    return found[0]
+
+
+def _same(said: Sequence[tuple[Identity, tuple[Any, ...], dict[str, str]]]) -> None:
+    """Make sure that all ranks were asked for the same thing."""
+    first, options, rules = said[0]
+    for rank, (other, theirs, covered) in enumerate(said):
+        try:
+            first.check(other, ignore=())
+        except IdentityError as error:
+            raise IdentityError(
+                f"ranks 0 and {rank} were asked for different estimates: {error} Give every rank "
+                "the same model and the same data (they are shared out here), or pass "
+                "distributed=False."
+            ) from error
+        if theirs != options or covered != rules:
+            raise IdentityError(
+                f"ranks 0 and {rank} differ in batch_size, halves, on_nonfinite, memory_limit, "
+                f"checkpoint ({options} and {theirs}) or in what covers which parameter; make the "
+                "same call on the same kind of machine"
+            )
 
 
 def request(model: nn.Module, data: Any, config: FisherConfig) -> Request:

@@ -178,6 +178,19 @@ def device_of(model: nn.Module) -> torch.device:
     return next(iter(found.values())).device if found else torch.device("cpu")
 
 
+def held(model: nn.Module) -> list[Tensor]:
+    """What is in memory of a model while its layers rest.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Its parameters and buffers, also offloaded ones that are not on a disk.
+    """
+    known = [*model.parameters(), *model.buffers()]
+    return known + [kept.read() for kept in offloaded(model).values() if kept.place is not None]
+
+
 def state(model: nn.Module) -> Mapping[str, Any]:
     """``state_dict()``, with whole tensors, each made when it is asked for.
 
