@@ -23,6 +23,7 @@ from fisherscope.engine.named import by_first_name, first_names
 from fisherscope.engine.scores import Score
 from fisherscope.engine.selection import select
 from fisherscope.engine.sweep import Labelling, Sweep
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import NonFiniteError, ParameterError
 from fisherscope.preparation import Prepared, prepare, settled
 from fisherscope.results import Result
@@ -86,6 +87,7 @@ class Damage(Result):
         return self.table.copy()
 
 
+@needs_whole
 @torch.inference_mode(False)
 def damage(
     model: nn.Module,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, Sampling, Unit
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import ParameterError
 from fisherscope.naming import Selection
 from fisherscope.preparation import Prepared, prepare, settled
@@ -119,6 +120,7 @@ class Operator:
         )
 
 
+@needs_whole
 def operator(
     model: nn.Module,
     data: Any,
