@@ -18,6 +18,7 @@ from fisherscope.distributed import Ranks, unwrapped
 from fisherscope.engine.away import check_shards, is_sharded, rest
 from fisherscope.engine.coverage import SLOW, Coverage, bind
 from fisherscope.engine.fingerprint import model_fingerprint
+from fisherscope.engine.formats import ScaleError, next_scale
 from fisherscope.engine.layers import UnexpectedShapeError
 from fisherscope.engine.selection import check_finite, select
 from fisherscope.engine.sweep import Labelling
@@ -131,6 +132,8 @@ class Prepared:
 def settled(prepared: Prepared, run: Callable[[Prepared], T]) -> T:
     """Run something, again from the start if a layer turns out to be used unlike before.
 
+    So it is with a smaller scale of the loss if gradients overflow in fp16.
+
     Args:
         prepared: The request; its rules were right on the examples that verified them.
         run: What to do with it.
@@ -151,6 +154,9 @@ def settled(prepared: Prepared, run: Callable[[Prepared], T]) -> T:
                     "use batch_size=1"
                 ) from error
             prepared = prepared.slower(error.names)
+        except ScaleError:
+            lower = next_scale(prepared.coverage.scale)
+            prepared = replace(prepared, coverage=replace(prepared.coverage, scale=lower))
 
 
 def labelling(config: FisherConfig, width: int) -> Labelling:

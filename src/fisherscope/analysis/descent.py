@@ -185,5 +185,7 @@ def _sum_of_gradients(prepared: Prepared) -> dict[str, Tensor]:
 
     with Sweep(prepared.model, prepared.likelihood, prepared.coverage) as sweep:
         for group in batches(prepared.examples, prepared.config.batch_size):
-            sweep.run(group, Labelling(), sink)
+            loss = sweep.run(group, Labelling(), sink)
+            fine = all(bool(torch.isfinite(total).all()) for total in totals.values())
+            sweep.check([fine] * len(group), group, loss, "the summed gradient")
     return {name: total.detach().cpu() for name, total in totals.items()}
