@@ -264,8 +264,7 @@ def _absent(name: str, parameter: nn.Parameter, found: tuple[Sequence[Place], An
         raise ParameterError(
             f"parameter {name!r} is split over ranks ({', '.join(map(str, parameter.placements))}) "
             "in another way than torch's fully_shard does it alone: tensor parallelism is not "
-            "supported; shard the model with fully_shard on a mesh of one dimension, or use it "
-            "whole"
+            "supported; shard the model with fully_shard alone, or use it whole"
         )
     zero = torch.zeros((), device=device, dtype=parameter.dtype)
     made = Absent(zero.expand(parameter.shape), requires_grad=False)
