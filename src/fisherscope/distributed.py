@@ -1,14 +1,17 @@
 """Several processes, one estimate: what the ranks of ``torch.distributed`` say to one another.
 
 Nothing is said while a batch is in flight. After each round of batches the ranks exchange how it
-went, so that an error, a signal or a death on one of them ends all of them.
+went, so that an error, a signal or a death on one of them ends all of them. Who fails where the
+others wait for something else leaves its error in the process group's store, and cuts them off.
 """
 
 from __future__ import annotations
 
+import base64
 import pickle
+import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -40,7 +43,8 @@ class Ranks:
     Attributes:
         rank: Number of this process.
         world: How many there are.
-        torn: Whether this rank has failed where others can't be told: nobody waits for them.
+        torn: Whether this rank has failed where others wait for something else, or has lost them:
+            no message can be sent any more.
     """
 
     torn = False
@@ -52,7 +56,10 @@ class Ranks:
             self.rank, self.world = dist.get_rank(), dist.get_world_size()
         if self.world > 1:
             self._group = _gloo()
+            self._ways = [self._group]
             self._meet()
+            said = self.each(lambda: uuid.uuid4().hex)
+            self._grave = f"fisherscope/{said[0]}"  # where the first error lies
 
     @property
     def first(self) -> bool:
@@ -66,10 +73,7 @@ class Ranks:
             call: Done here, on this rank; what it returns is pickled.
 
         Returns:
-            What it returned, rank by rank.
-
-        Raises:
-            RankError: If a rank has died.
+            What it returned, rank by rank. If a rank has died, :class:`RankError` is raised.
         """
         if self.world == 1:
             return [call()]
@@ -85,12 +89,7 @@ class Ranks:
         try:
             dist.all_gather_object(said, (_portable(error, self.rank), value), group=self._group)
         except RuntimeError as lost:
-            if error is not None:
-                raise error from None
-            raise RankError(
-                f"rank {self.rank} has lost another rank ({_line(lost)}): look at what the others "
-                "said last. The same call goes on from the last checkpoint."
-            ) from lost
+            raise self._end(error or lost) from lost
         for rank, (theirs, _) in enumerate(said):
             if theirs is not None:
                 raise error if rank == self.rank and error is not None else theirs
@@ -117,20 +116,26 @@ class Ranks:
         Yields:
             Nothing.
 
-        Raises:
-            RankError: If another rank is lost.
+        An error in it is raised on all ranks, the first if there are several; and
+        :class:`RankError` if another rank is lost without one.
         """
         try:
             yield
         except BaseException as error:
-            # The others are waiting for those messages, not for the news of this error.
-            self.torn = active and self.world > 1
-            if self.torn and isinstance(error, RuntimeError) and "gloo" in str(error).lower():
-                raise RankError(
-                    f"rank {self.rank} has lost another rank in the middle of a pass: look at what "
-                    "the others said last. The same call goes on from the last checkpoint."
-                ) from error
-            raise
+            if not active or self.world == 1:
+                raise
+            first = self._end(error)
+            if first is error:
+                raise
+            raise first from error
+
+    def through(self, groups: Iterable[Any]) -> None:
+        """Say where else messages are sent ``in_step``.
+
+        Args:
+            groups: Process groups, such as those of a sharded model's mesh.
+        """
+        self._ways = list({id(group): group for group in [*self._ways, *groups]}.values())
 
     def least(self, number: int) -> int:
         """The least of one number of each rank; a few bytes.
@@ -157,12 +162,11 @@ class Ranks:
             to: The one rank that gets the sums, while the tensors of the others are spoilt.
                 Default: ``None``, all get them.
 
-        Raises:
-            RankError: If a rank has died.
+        If a rank has died, :class:`RankError` is raised.
         """
         if self.world == 1:
             return
-        try:
+        with self.in_step():
             for bucket in _buckets(tensors):
                 flat = torch.cat([part.cpu() for part in bucket])
                 if to is None:
@@ -171,11 +175,6 @@ class Ranks:
                     dist.reduce(flat, dst=to, group=self._group)
                 for part, summed in zip(bucket, flat.split([len(p) for p in bucket]), strict=True):
                     part.copy_(summed)
-        except RuntimeError as lost:
-            raise RankError(
-                f"rank {self.rank} has lost another rank while summing ({_line(lost)}). The same "
-                "call goes on from the last checkpoint."
-            ) from lost
 
     def _meet(self) -> None:
         wait = timedelta(minutes=JOIN_MINUTES)
@@ -183,10 +182,37 @@ class Ranks:
             dist.monitored_barrier(group=self._group, timeout=wait, wait_all_ranks=self.first)
         except RuntimeError as error:
             raise RankError(
-                f"rank {self.rank} waited {JOIN_MINUTES:g} minutes for all {self.world} ranks to "
-                f"make the same call ({_line(error)}). Call it on every rank, or pass "
-                "distributed=False to work alone."
+                f"rank {self.rank} has not met all {self.world} ranks in the same call, for which "
+                f"it waits {JOIN_MINUTES:g} minutes at most ({_line(error)}). Call it on every "
+                "rank, or pass distributed=False to work alone; a process group in which an "
+                "earlier call has failed may have to be made anew."
             ) from error
+
+    def _end(self, error: BaseException) -> BaseException:
+        """Tell the others of an error, wherever they wait; the first of all is returned."""
+        if self.torn:
+            return error
+        self.torn = True
+        if _is_loss(error):
+            error = RankError(
+                f"rank {self.rank} has lost another rank ({_line(error)}): look at what the others "
+                "said last. The same call goes on from the last checkpoint."
+            )
+        first = self._left_first(error)
+        for group in self._ways:
+            _cut(group)
+        return first
+
+    def _left_first(self, error: BaseException) -> BaseException:
+        """Leave an error for those that are cut off next; if one is there already, return that."""
+        mine = base64.b64encode(pickle.dumps((self.rank, _portable(error, self.rank)))).decode()
+        try:
+            there = dist.distributed_c10d._get_default_store().compare_set(self._grave, "", mine)
+        except RuntimeError as lost:  # it was with a rank that has died
+            del lost
+            return error
+        rank, first = pickle.loads(base64.b64decode(there))
+        return error if rank == self.rank else first
 
 
 @contextmanager
@@ -224,6 +250,26 @@ def _gloo() -> Any:
         _groups.clear()
         _groups[world] = dist.new_group(backend="gloo")
     return _groups[world]
+
+
+def _is_loss(error: BaseException) -> bool:
+    """Whether an error says no more than that a message can't be sent or received."""
+    said = str(error).lower()
+    torn = "gloo" in said or "caused pair closure" in said
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and torn)
+
+
+def _cut(group: Any) -> None:
+    """End what others wait for in a group.
+
+    Gloo has no ``abort``, but closes all connections of a group where a wait is in vain.
+    """
+    other = next((r for r in dist.get_process_group_ranks(group) if r != dist.get_rank()), None)
+    if other is not None:
+        with suppress(RuntimeError):
+            never = dist.irecv(torch.empty(1), src=other, group=group)
+            assert never is not None
+            never.wait(timedelta(milliseconds=1))
 
 
 def _portable(error: BaseException | None, rank: int) -> BaseException | None:

@@ -1,4 +1,4 @@
-"""``estimate()`` and ``plan()``: the one loop over data."""
+"""``estimate()``: the one loop over data."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from fisherscope.data import Example
 from fisherscope.data import halves as split_in_halves
 from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, OnNonFinite, Sampling, Unit
 from fisherscope.distributed import Ranks
-from fisherscope.engine.away import check_shards, is_sharded
 from fisherscope.errors import IdentityError, ParameterError
 from fisherscope.naming import Selection
 from fisherscope.partition import Budget, stages_of, sums_bytes
 from fisherscope.passes import Pass
-from fisherscope.preparation import Prepared, Request, settled
-from fisherscope.structures import Fisher, Identity, KFACFisher
+from fisherscope.preparation import Prepared, settled
+from fisherscope.structures import Fisher, KFACFisher
 from fisherscope.structures.columns import beside
 from fisherscope.structures.eigenvectors import decompose
 from fisherscope.structures.rooms import Disk, memory
@@ -207,34 +206,14 @@ def _estimated(
     model: nn.Module, data: Any, config: FisherConfig, run: _Estimate, basis: KFACFisher | None
 ) -> Fisher:
     kept, ranks = run.checkpoint, run.ranks
-    asked: list[Request] = []
-    found: list[Prepared] = []
-
-    def ask() -> tuple[Any, ...]:
-        asked.append(preparation.request(model, data, config))
-        check_shards(asked[0].model, ranks)
-        shared = (
-            config.batch_size,
-            config.halves,
-            config.on_nonfinite,
-            run.budget.limit,
-            run.budget.folder is not None,
-            kept is not None,
-        )
-        return asked[0].identity(), shared, {}
-
-    def prepare() -> tuple[Any, ...]:
-        with ranks.in_step(is_sharded(asked[0].model)):
-            found.append(asked[0].prepared(run.budget.limit))
-        run.disks.append(run.budget.disk(found[0]))
-        return found[0].identity, (), found[0].coverage.text
-
-    _same(ranks.each(ask))
-    _same(ranks.each(prepare))
+    budget = run.budget
+    options = (budget.folder is not None, kept is not None)
+    prepared = preparation.agreed(model, data, config, ranks, budget.limit, *options)
+    ranks.each(lambda: run.disks.append(budget.disk(prepared)))
     with ExitStack() as stack:
         if kept is not None:
             ranks.once(lambda: stack.enter_context(kept.claimed()))
-        return run.whole(found[0], basis)
+        return run.whole(prepared, basis)
 
 
 @torch.inference_mode(False)
@@ -368,26 +347,6 @@ class _Estimate:
                 if owners is None or owners.of(key) == ranks.rank:
                     fisher.sums[key] = self.disk.kept(total)
         return fisher
-
-
-def _same(said: Sequence[tuple[Identity, tuple[Any, ...], dict[str, str]]]) -> None:
-    """Make sure that all ranks were asked for the same thing."""
-    first, options, rules = said[0]
-    for rank, (other, theirs, covered) in enumerate(said):
-        try:
-            first.check(other, ignore=())
-        except IdentityError as error:
-            raise IdentityError(
-                f"ranks 0 and {rank} were asked for different estimates: {error} Give every rank "
-                "the same model and the same data (they are shared out here), or pass "
-                "distributed=False."
-            ) from error
-        if theirs != options or covered != rules:
-            raise IdentityError(
-                f"ranks 0 and {rank} differ in batch_size, halves, on_nonfinite, memory_limit, "
-                f"checkpoint ({options} and {theirs}) or in what covers which parameter; make the "
-                "same call on the same kind of machine"
-            )
 
 
 def _within(checkpoint: Checkpoint | None, name: str) -> Checkpoint | None:

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from fisherscope.checkpoint import Checkpoint, Pace
 from fisherscope.data import Example, batches, fingerprint
+from fisherscope.defaults import FisherConfig
 from fisherscope.distributed import Ranks
 from fisherscope.engine.away import is_sharded
 from fisherscope.engine.sweep import Sweep
@@ -27,6 +28,27 @@ from fisherscope.structures.spread import Owners, hollow, placeholder
 
 TOKENS = 4096
 """Padded tokens of a batch, where no ``batch_size`` is given."""
+
+
+def rounds(
+    examples: Sequence[Example], config: FisherConfig, world: int
+) -> list[list[list[Example]]]:
+    """Cut examples into batches, as many at a time as there are ranks.
+
+    Args:
+        examples: The examples.
+        config: The options.
+        world: How many ranks there are.
+
+    Returns:
+        Rounds of batches; the same on each rank.
+    """
+    budget = TOKENS
+    if world > 1 and config.unit != "batch":
+        # A few examples make batches for all; for "batch" they would be other units.
+        budget = max(1, min(budget, -(-sum(e.length for e in examples) // world)))
+    groups = batches(examples, config.batch_size, budget) if examples else []
+    return [groups[start : start + world] for start in range(0, len(groups), world)]
 
 
 class Pass:
@@ -71,7 +93,9 @@ class Pass:
         known: set[str] = set()
         if self.earlier is not None:
             known = {*self.earlier.ledger.ids, *self.earlier.skipped}
-        self.left = self._rounds([e for e in self.examples if e.id not in known])
+        self.left = rounds(
+            [e for e in self.examples if e.id not in known], prepared.config, self.ranks.world
+        )
         self.saved = 0  # batches that are in the sums last written
         self.written = self.earlier is not None and self.ranks.first
         self.largest = len(self.examples)  # batch that fits into memory, as far as is known
@@ -82,15 +106,6 @@ class Pass:
         if self.earlier is not None and self.ranks.first:
             found[0].resume(self.earlier.sums)
         return found[0]
-
-    def _rounds(self, left: list[Example]) -> list[list[list[Example]]]:
-        """Batches, as many at a time as there are ranks: the same on each of them."""
-        config, world, budget = self.prepared.config, self.ranks.world, TOKENS
-        if world > 1 and config.unit != "batch":
-            # A few examples make batches for all; for "batch" they would be other units.
-            budget = max(1, min(budget, -(-sum(e.length for e in left) // world)))
-        groups = batches(left, config.batch_size, budget) if left else []
-        return [groups[start : start + world] for start in range(0, len(groups), world)]
 
     def _accumulator(self) -> Accumulator:
         p = self.prepared

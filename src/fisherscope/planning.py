@@ -12,13 +12,16 @@ import pandas as pd
 import torch
 from torch import nn
 
-from fisherscope.data import Example, batches
+from fisherscope.data import Example
 from fisherscope.defaults import FisherConfig
+from fisherscope.distributed import Ranks
+from fisherscope.engine.away import held, is_sharded
 from fisherscope.engine.coverage import SLOW
 from fisherscope.engine.live import LiveBytes
 from fisherscope.engine.sweep import Sweep
 from fisherscope.partition import Budget, stages_of, sums_bytes
-from fisherscope.preparation import Prepared, prepare, settled
+from fisherscope.passes import rounds
+from fisherscope.preparation import Prepared, agreed, settled
 from fisherscope.results import Result
 from fisherscope.structures.accumulation import accumulator, outline
 
@@ -44,6 +47,8 @@ class Plan(Result):
         sums_bytes: The sums of the largest part of a ``memory_limit``, of all halves.
         fisher_bytes: The Fisher itself with its halves, on disk or in memory.
         seconds: Predicted time, from a trial on a few examples; verifying the rules included.
+            Of several ranks, the memory is that of the one that takes most, the time that of the
+            slowest.
         sizes: Requested parameter to number of elements.
         disk_bytes: What finished sums take on disk; 0 if they are in memory.
     """
@@ -124,34 +129,50 @@ def plan(
     *,
     memory_limit: int | str | None = None,
     offload_folder: str | Path | None = None,
+    distributed: bool = True,
     **options: Any,
 ) -> Plan:
     """What :func:`fisherscope.estimate` would do with the same arguments.
 
-    Two examples go through the model to verify the rules, and a few more are timed.
+    Two examples go through the model to verify the rules, and a few more are timed. Every rank
+    of a process group makes this call, too, and gets the same plan.
 
     Args:
         model: The model; it comes back untouched.
         data: The examples.
         memory_limit: As in :func:`fisherscope.estimate`. Default: ``None``.
         offload_folder: As in :func:`fisherscope.estimate`. Default: ``None``.
+        distributed: As in :func:`fisherscope.estimate`. Default: ``True``.
         **options: The options of :func:`fisherscope.estimate` other than ``progress``,
             ``checkpoint`` and ``basis``.
 
     Returns:
         The plan; ``print`` shows it as a table.
     """
-    config, budget = FisherConfig(**options), Budget.of(memory_limit, offload_folder)
+    ranks, config = Ranks(together=distributed), FisherConfig(**options)
+    budget = Budget.of(memory_limit, offload_folder)
     found: list[Prepared] = []
-    with LiveBytes([*model.parameters(), *model.buffers()]) as live:
-        seconds = _timed(lambda: found.append(prepare(model, data, config, budget.limit)))
-    budget.disk(found[0])
-    return settled(found[0], lambda p: _plan(p, budget, seconds, live.peak))
+    with LiveBytes(held(model)) as live:
+        seconds = _timed(lambda: found.append(agreed(model, data, config, ranks, budget.limit)))
+
+    def mine() -> Plan:
+        budget.disk(found[0])
+        return settled(found[0], lambda p: _plan(p, budget, seconds, live.peak, ranks))
+
+    said = ranks.each(mine)
+    return replace(
+        said[0],
+        memory_bytes=max(plan.memory_bytes for plan in said),
+        seconds=max(plan.seconds for plan in said),
+    )
 
 
-def _plan(prepared: Prepared, budget: Budget, verifying: float, verified: int) -> Plan:
+def _plan(
+    prepared: Prepared, budget: Budget, verifying: float, verified: int, ranks: Ranks
+) -> Plan:
     stages = stages_of(prepared)
-    groups = batches(prepared.examples, prepared.config.batch_size)
+    turns = rounds(prepared.examples, prepared.config, ranks.world)
+    groups = [group for turn in turns for group in turn]
     tokens = [[prepared.likelihood.tokens(e) for e in group] for group in groups]
     labelling = prepared.labelling
     split = (labelling.split or labelling.columns) and prepared.likelihood.tokenwise
@@ -161,8 +182,10 @@ def _plan(prepared: Prepared, budget: Budget, verifying: float, verified: int) -
     largest = max(groups, key=_padded)
     # The eigenvalues of an EKFAC are taken to cost what its factors do.
     part = max(_parts(stages[0], budget), key=lambda part: part[1])[0]
-    seconds, needed = _trial(stages[0].only(part), trial, _padded(largest))
-    work = _work(prepared, groups, bool(split)) / max(_work(prepared, [trial], bool(split)), 1)
+    seconds, needed = _trial(stages[0].only(part), trial, _padded(largest), ranks)
+    # Ranks take the batches of a round at the same time.
+    work = sum(max(_work(prepared, group, bool(split)) for group in turn) for turn in turns)
+    work /= max(_work(prepared, trial, bool(split)), 1)
     work *= max(1, labelling.columns / _TRIAL_COLUMNS)
     sums = [[size for _, size in _parts(stage, budget)] for stage in stages]
     peaks = (_peak(*both, needed, budget) for both in zip(stages, sums, strict=True))
@@ -216,28 +239,30 @@ def _padded(group: Sequence[Example]) -> int:
     return len(group) * max(e.length for e in group)
 
 
-def _work(prepared: Prepared, groups: Sequence[Sequence[Example]], split: bool) -> int:
+def _work(prepared: Prepared, group: Sequence[Example], split: bool) -> int:
     """Padded positions times backward passes."""
-    return sum(
-        _padded(g) * (max(prepared.likelihood.tokens(e) for e in g) if split else 1) for g in groups
-    )
+    return _padded(group) * (max(prepared.likelihood.tokens(e) for e in group) if split else 1)
 
 
-def _trial(prepared: Prepared, trial: list[Example], padded: int) -> tuple[float, int]:
+def _trial(
+    prepared: Prepared, trial: list[Example], padded: int, ranks: Ranks
+) -> tuple[float, int]:
     """Seconds of a pass over a few examples, and the bytes beside the sums for a larger batch."""
     sums = accumulator(prepared.spec, prepared.parameters, prepared.coverage, prepared.config.unit)
     labelling = prepared.labelling
     if labelling.columns:
         labelling = replace(labelling, columns=min(labelling.columns, _TRIAL_COLUMNS))
     model = prepared.model
-    known = [*model.parameters(), *model.buffers(), *sums.sums.values()]
+    known = [*held(model), *sums.sums.values()]
     found: list[tuple[int, int]] = []
-    with Sweep(model, prepared.likelihood, prepared.coverage) as sweep:
+    together = ranks if is_sharded(model) else None
+    with Sweep(model, prepared.likelihood, prepared.coverage, together, trial[0]) as sweep:
 
         def go(some: list[Example]) -> None:
             sums.open_batch(len(some), prepared.kept_sets, sweep.device)
             inputs = sums.inputs if sums.needs_inputs else None
-            sweep.run(some, labelling, sums.add, inputs=inputs, close=sums.close)
+            with sweep.steps.round():
+                sweep.run(some, labelling, sums.add, inputs=inputs, close=sums.close)
             sums.batch_norms()
 
         # Two sizes tell what grows with the batch from what doesn't; they warm up, too.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -14,15 +14,17 @@ from torch import nn
 from fisherscope import specs
 from fisherscope.data import Example, examples, fingerprint
 from fisherscope.defaults import FisherConfig, FisherType, OnNonFinite, Sampling, Unit
-from fisherscope.distributed import unwrapped
-from fisherscope.engine.away import Absent, rest
+from fisherscope.distributed import Ranks, unwrapped
+from fisherscope.engine.away import check_shards, is_sharded, rest
 from fisherscope.engine.coverage import SLOW, Coverage, bind
 from fisherscope.engine.fingerprint import model_fingerprint
+from fisherscope.engine.formats import ScaleError, next_scale
 from fisherscope.engine.layers import UnexpectedShapeError
 from fisherscope.engine.selection import check_finite, select
 from fisherscope.engine.sweep import Labelling
 from fisherscope.engine.verify import cover
-from fisherscope.errors import CoverageError, DataError, ParameterError
+from fisherscope.engine.whole import check_whole
+from fisherscope.errors import CoverageError, DataError, IdentityError, ParameterError
 from fisherscope.likelihoods import Likelihood
 from fisherscope.recognition import resolve
 from fisherscope.structures import Identity
@@ -130,6 +132,8 @@ class Prepared:
 def settled(prepared: Prepared, run: Callable[[Prepared], T]) -> T:
     """Run something, again from the start if a layer turns out to be used unlike before.
 
+    So it is with a smaller scale of the loss if gradients overflow in fp16.
+
     Args:
         prepared: The request; its rules were right on the examples that verified them.
         run: What to do with it.
@@ -150,6 +154,9 @@ def settled(prepared: Prepared, run: Callable[[Prepared], T]) -> T:
                     "use batch_size=1"
                 ) from error
             prepared = prepared.slower(error.names)
+        except ScaleError:
+            lower = next_scale(prepared.coverage.scale)
+            prepared = replace(prepared, coverage=replace(prepared.coverage, scale=lower))
 
 
 def labelling(config: FisherConfig, width: int) -> Labelling:
@@ -248,18 +255,71 @@ def prepare(
         limit: As in :meth:`Request.prepared`. Default: ``None``.
 
     Returns:
-        The checked request; two examples have been through the model.
-
-    Raises:
-        ParameterError: If parameters are sharded or offloaded.
+        The checked request; two examples have been through the model. One that is sharded or
+        offloaded raises :class:`ParameterError`.
     """
-    found = request(model, data, config)
-    if away := [name for name, p in found.parameters.items() if isinstance(p, Absent)]:
-        raise ParameterError(
-            f"parameter {away[0]!r} is sharded over ranks, or offloaded: estimate() takes such "
-            "models, but nothing else does yet; use the model whole"
-        )
-    return found.prepared(limit)
+    check_whole(model, "what was asked for")
+    return request(model, data, config).prepared(limit)
+
+
+def agreed(
+    model: nn.Module,
+    data: Any,
+    config: FisherConfig,
+    ranks: Ranks,
+    limit: int | None = None,
+    *options: Any,
+) -> Prepared:
+    """Check everything on all ranks, also for a model that is sharded or offloaded.
+
+    Args:
+        model: The model.
+        data: Anything that :func:`fisherscope.data.examples` takes.
+        config: The options.
+        ranks: All of them make this call.
+        limit: As in :meth:`Request.prepared`. Default: ``None``.
+        *options: Further ones that have to be the same on all ranks.
+
+    Returns:
+        The checked request; two examples have been through the model.
+    """
+    asked: list[Request] = []
+    found: list[Prepared] = []
+
+    def ask() -> tuple[Any, ...]:
+        asked.append(request(model, data, config))
+        check_shards(asked[0].model, ranks)
+        shared = (config.batch_size, config.halves, config.on_nonfinite, limit, *options)
+        return asked[0].identity(), shared, {}
+
+    def look() -> tuple[Any, ...]:
+        with ranks.in_step(is_sharded(asked[0].model)):
+            found.append(asked[0].prepared(limit))
+        return found[0].identity, (), found[0].coverage.text
+
+    _same(ranks.each(ask))
+    _same(ranks.each(look))
+    return found[0]
+
+
+def _same(said: Sequence[tuple[Identity, tuple[Any, ...], dict[str, str]]]) -> None:
+    """Make sure that all ranks were asked for the same thing."""
+    first, options, rules = said[0]
+    for rank, (other, theirs, covered) in enumerate(said):
+        try:
+            first.check(other, ignore=())
+        except IdentityError as error:
+            raise IdentityError(
+                f"ranks 0 and {rank} were asked for different estimates: {error} Give every rank "
+                "the same model and the same data (they are shared out here), or pass "
+                "distributed=False."
+            ) from error
+        if theirs != options or covered != rules:
+            raise IdentityError(
+                f"ranks 0 and {rank} differ in batch_size, halves, on_nonfinite, memory_limit, "
+                f"offload_folder, checkpoint ({options} and {theirs}) or in what covers which "
+                "parameter; make the same call on the same kind of machine"
+            )
 
 
 def request(model: nn.Module, data: Any, config: FisherConfig) -> Request:

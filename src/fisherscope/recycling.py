@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from fisherscope.engine.selection import select
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import NonFiniteError, ParameterError
 from fisherscope.naming import Selection
 from fisherscope.results import Result, plain
@@ -155,6 +156,7 @@ class SquaredGradients(Result):
         return self.steps[name] if beta2 is None else 1 - beta2 ** self.steps[name]
 
 
+@needs_whole
 def from_optimizer(
     optimizer: Any, model: nn.Module, *, parameters: Selection = None
 ) -> SquaredGradients:

@@ -39,6 +39,7 @@ def test_two_processes_make_the_run_of_one(model, tasks, tmp_path, finished):
         arguments += ["--task", f"{name}={path}"]
     said = torchrun("analyze", *arguments)
     assert said.stdout.count("Report: ") == 1
+    assert said.stdout.count("beside the model") == len(tasks)
     assert said.stderr.count("Fisher of prose (1 of 2)") == 2  # estimated, then taken
     whole, found = (fs.FisherStore(run / "fisher") for run in (finished, tmp_path / "run"))
     assert list(found) == list(whole)
@@ -54,6 +55,13 @@ def test_two_processes_make_the_run_of_one(model, tasks, tmp_path, finished):
     assert not hidden
     again = torchrun("analyze", *arguments)
     assert again.stderr.count("there already") >= 2
+
+
+# Would catch: a plan of all ranks printed by each, or refused.
+def test_two_processes_plan_once(model, tasks):
+    given = [f"{name}={path}" for name, path in tasks.items()]
+    said = torchrun("plan", "--model", model, *(a for task in given for a in ("--task", task)))
+    assert said.stdout.count("beside the model") == len(tasks)
 
 
 # Would catch: an error of all ranks printed by each, a command that writes the same files twice.

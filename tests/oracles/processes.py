@@ -121,13 +121,18 @@ def _ranked(
         dist.destroy_process_group()
 
 
-def split(model: Any, blocks: Sequence[Any] = ()) -> Any:
+def split(model: Any, blocks: Sequence[Any] = (), replicas: int = 1) -> Any:
     """Shard a model over the ranks of the process group, some of its modules by themselves."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    world = dist.get_world_size()
+    if replicas == 1:
+        mesh = init_device_mesh("cpu", (world,))
+    else:
+        shape, names = (replicas, world // replicas), ("replicas", "shards")
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     for block in blocks:
         fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)

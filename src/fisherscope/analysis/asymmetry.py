@@ -25,6 +25,7 @@ from fisherscope.analysis.step_damage import (
 )
 from fisherscope.analysis.step_noise import step_noise
 from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, Unit
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import ParameterError
 from fisherscope.naming import Selection
 from fisherscope.results import Result
@@ -92,6 +93,7 @@ class Asymmetry(Result):
         return rows[quantity]
 
 
+@needs_whole
 def asymmetry(
     model: nn.Module,
     data_a: Any,

@@ -23,7 +23,8 @@ from fisherscope.engine.named import by_first_name, first_names
 from fisherscope.engine.scores import Score
 from fisherscope.engine.selection import select
 from fisherscope.engine.sweep import Labelling, Sweep
-from fisherscope.errors import NonFiniteError, ParameterError
+from fisherscope.engine.whole import needs_whole
+from fisherscope.errors import ParameterError
 from fisherscope.preparation import Prepared, prepare, settled
 from fisherscope.results import Result
 from fisherscope.structures import Fisher
@@ -86,6 +87,7 @@ class Damage(Result):
         return self.table.copy()
 
 
+@needs_whole
 @torch.inference_mode(False)
 def damage(
     model: nn.Module,
@@ -221,10 +223,8 @@ def inner_products(
         progress: Show a progress bar.
 
     Returns:
-        float64 [sets of labels, examples, tensors, displacements].
-
-    Raises:
-        NonFiniteError: If an inner product is not finite.
+        float64 [sets of labels, examples, tensors, displacements]. One that is not finite
+        raises :class:`NonFiniteError`.
     """
     names = list(prepared.parameters)
     column = {name: i for i, name in enumerate(names)}
@@ -245,14 +245,10 @@ def inner_products(
                     if name in move:
                         into[draw, rows, column[name], d] += score.inner(move[name])
 
-            sweep.run(group, labelling, sink)
+            loss = sweep.run(group, labelling, sink)
             values = found.cpu().numpy()
-            bad = ~np.isfinite(values).all((0, 2, 3))
-            if bad.any():
-                raise NonFiniteError(
-                    f"the score of example {group[int(np.argmax(bad))].id!r} along a displacement "
-                    "is not finite; look at this example and at the displacement"
-                )
+            finite = np.isfinite(values).all((0, 2, 3))
+            sweep.check(finite, group, loss, along=" along a displacement")
             parts.append(values)
     return np.concatenate(parts, axis=1)
 

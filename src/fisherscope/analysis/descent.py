@@ -15,6 +15,7 @@ from fisherscope.data import batches
 from fisherscope.defaults import DEFAULTS, FisherConfig
 from fisherscope.engine.scores import Score
 from fisherscope.engine.sweep import Labelling, Sweep
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import DataError
 from fisherscope.naming import Selection
 from fisherscope.preparation import Prepared, prepare, settled
@@ -43,6 +44,7 @@ class Descent:
         return self.rate * math.sqrt(_squared(self.gradient))
 
 
+@needs_whole
 @torch.inference_mode(False)
 def mean_gradient(
     model: nn.Module,
@@ -77,6 +79,7 @@ def mean_gradient(
     return gradient_of(prepare(model, data, config))
 
 
+@needs_whole
 def descent_step(
     model: nn.Module,
     data: Any,
@@ -182,5 +185,7 @@ def _sum_of_gradients(prepared: Prepared) -> dict[str, Tensor]:
 
     with Sweep(prepared.model, prepared.likelihood, prepared.coverage) as sweep:
         for group in batches(prepared.examples, prepared.config.batch_size):
-            sweep.run(group, Labelling(), sink)
+            loss = sweep.run(group, Labelling(), sink)
+            fine = all(bool(torch.isfinite(total).all()) for total in totals.values())
+            sweep.check([fine] * len(group), group, loss, "the summed gradient")
     return {name: total.detach().cpu() for name, total in totals.items()}

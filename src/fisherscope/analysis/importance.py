@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fisherscope.analysis.access import own_weights, require_diagonal, squares, weights
 from fisherscope.analysis.heads import Head, heads
 from fisherscope.arguments import check_choice
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import ParameterError
 from fisherscope.naming import addresses, by_layer
 from fisherscope.results import Result
@@ -76,6 +77,7 @@ class Importance(Result):
         return self.frame.copy()
 
 
+@needs_whole
 def importance(
     fisher: Fisher,
     model: nn.Module | None = None,

@@ -19,6 +19,7 @@ from fisherscope.analysis.party import Party, party
 from fisherscope.analysis.weighted import weighted_squares
 from fisherscope.arguments import check_choice, check_number
 from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, Unit
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import ParameterError
 from fisherscope.naming import Selection, by_layer
 from fisherscope.results import Result
@@ -89,6 +90,7 @@ class StepDamage(Result):
         return frame
 
 
+@needs_whole
 @torch.inference_mode(False)
 def step_damage(
     model: nn.Module,

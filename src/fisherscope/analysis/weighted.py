@@ -59,7 +59,8 @@ def _weighted_squares(prepared: Prepared, weights: Sequence[Mapping[str, Tensor]
             held.clear()
 
         for group in batches(prepared.examples, prepared.config.batch_size):
-            sweep.run(group, prepared.labelling, sink, close=lambda g=group: close(g))
+            loss = sweep.run(group, prepared.labelling, sink, close=lambda g=group: close(g))
+            sweep.check(np.isfinite(found[[place[e.id] for e in group]]).all(1), group, loss)
     return found / max(1, prepared.labelling.draws)
 
 

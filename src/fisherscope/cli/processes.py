@@ -10,7 +10,7 @@ import click
 
 from fisherscope.errors import ConfigError
 
-TOGETHER = ("analyze", "estimate")
+TOGETHER = ("analyze", "estimate", "plan")
 """Commands that several processes can share."""
 
 
@@ -59,7 +59,7 @@ def joined(command: str) -> Generator[None]:
         if command not in TOGETHER:
             raise ConfigError(
                 f"{click.get_current_context().command_path} runs in one process: start it without "
-                f"torchrun, which is for {' and '.join(TOGETHER)}"
+                f"torchrun, which is for {', '.join(TOGETHER)}"
             )
         import torch  # noqa: PLC0415 (not needed by a command that is alone)
         import torch.distributed as dist  # noqa: PLC0415

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -119,7 +119,7 @@ def check_shards(model: nn.Module, ranks: Ranks) -> None:
 
     Args:
         model: Any module.
-        ranks: The processes that share the examples.
+        ranks: The processes that share the examples; told which groups its passes go through.
 
     Raises:
         ParameterError: If they are others.
@@ -132,6 +132,8 @@ def check_shards(model: nn.Module, ranks: Ranks) -> None:
                 "examples: every pass needs all of them. Leave distributed=True, and shard the "
                 "model over all ranks of the process group"
             )
+        if is_split(parameter):
+            ranks.through(parameter.device_mesh.get_all_groups())
 
 
 def rest(model: nn.Module) -> None:
@@ -143,6 +145,19 @@ def rest(model: nn.Module) -> None:
     for module in model.modules():
         if is_host(module):
             module.reshard()
+
+
+def recover(model: nn.Module) -> None:
+    """Take apart what a forward or backward pass that has failed left gathered.
+
+    Args:
+        model: Any module. Hosts forget the pass, and gradients that are being reduced.
+    """
+    for module in model.modules():
+        if is_host(module) and hasattr(module, "reset_iter_state"):  # torch 2.6 has no such thing
+            # The outermost host does it for those inside, which refuse.
+            with suppress(RuntimeError):
+                module.reset_iter_state()
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -161,6 +176,19 @@ def device_of(model: nn.Module) -> torch.device:
         return first.device
     found = offloaded(model)
     return next(iter(found.values())).device if found else torch.device("cpu")
+
+
+def held(model: nn.Module) -> list[Tensor]:
+    """What is in memory of a model while its layers rest.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Its parameters and buffers, also offloaded ones that are not on a disk.
+    """
+    known = [*model.parameters(), *model.buffers()]
+    return known + [kept.read() for kept in offloaded(model).values() if kept.place is not None]
 
 
 def state(model: nn.Module) -> Mapping[str, Any]:
@@ -236,8 +264,7 @@ def _absent(name: str, parameter: nn.Parameter, found: tuple[Sequence[Place], An
         raise ParameterError(
             f"parameter {name!r} is split over ranks ({', '.join(map(str, parameter.placements))}) "
             "in another way than torch's fully_shard does it alone: tensor parallelism is not "
-            "supported; shard the model with fully_shard on a mesh of one dimension, or use it "
-            "whole"
+            "supported; shard the model with fully_shard alone, or use it whole"
         )
     zero = torch.zeros((), device=device, dtype=parameter.dtype)
     made = Absent(zero.expand(parameter.shape), requires_grad=False)

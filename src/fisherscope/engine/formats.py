@@ -10,12 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from fisherscope.engine.contraction import at_least_fp32
+from fisherscope.errors import NonFiniteError
 
 LARGEST_SCALE = 2.0**14
 """fp16 ends at 2^16 and begins at 2^-24: half a step below the end for sums of a few scores."""
 
 SMALLEST_SCALE = 2.0**-10
 STEP = 2.0**4
+
+
+class ScaleError(NonFiniteError):
+    """Gradients have overflowed, and a smaller scale may do."""
+
 
 _COARSE = {torch.float16, torch.bfloat16}
 

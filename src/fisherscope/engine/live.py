@@ -29,10 +29,11 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, known: Iterable[Tensor] = ()):
         super().__init__()
         self.now = self.peak = 0
+        # Storage to the bytes that are counted of it; None: those of what does not count.
         self._seen: Any = WeakIdKeyDictionary()
         for tensor in known:
             for part in _parts(tensor):
-                self._seen[part.untyped_storage()] = True
+                self._seen[part.untyped_storage()] = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: D102
         returned = func(*args, **(kwargs or {}))
@@ -43,18 +44,31 @@ class LiveBytes(TorchDispatchMode):
         return returned
 
     def _see(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._seen or storage.device.type == "meta":
+        if storage.device.type == "meta":
             return
         if storage.device.type == "cpu" and storage.filename is not None:
             return  # in a file
-        size = storage.nbytes()
-        self._seen[storage] = True
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, size).atexit = False
+        if storage not in self._seen:
+            counted = self._seen[storage] = [0]
+            weakref.finalize(storage, self._gone, counted).atexit = False
+        if self._count(storage) and self.now > self.peak:
+            # fully_shard lets go of memory by making a storage smaller, which no operator shows.
+            for other in list(self._seen):
+                self._count(other)
+            self.peak = max(self.peak, self.now)
 
-    def _gone(self, size: int) -> None:
-        self.now -= size
+    def _count(self, storage: torch.UntypedStorage) -> bool:
+        """Count what a storage has now, and say whether that is more than before."""
+        counted = self._seen[storage]
+        if counted is None:
+            return False
+        more = storage.nbytes() - counted[0]
+        self.now += more
+        counted[0] += more
+        return more > 0
+
+    def _gone(self, counted: list[int]) -> None:
+        self.now -= counted[0]
 
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:

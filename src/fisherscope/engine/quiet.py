@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fisherscope.engine.away import device_of, rest
+from fisherscope.engine.away import device_of, recover, rest
 
 
 @contextmanager
@@ -58,6 +58,9 @@ def undisturbed(model: nn.Module) -> Generator[None]:
         # Ambient modes of the caller would silently change or remove the scores.
         with torch.inference_mode(False), torch.autocast(device, enabled=False):
             yield
+    except BaseException:
+        recover(model)
+        raise
     finally:
         rest(model)
         for holder, name, value in rates:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from fisherscope.data import Batch, Example, keyed_uniforms
 from fisherscope.distributed import Ranks
 from fisherscope.engine.away import device_of
 from fisherscope.engine.coverage import Coverage
-from fisherscope.engine.formats import next_scale
+from fisherscope.engine.formats import ScaleError, next_scale
 from fisherscope.engine.head import call_model, make_batch
 from fisherscope.engine.layers import UnexpectedShapeError
 from fisherscope.engine.observer import Extent, Observer, Sink
@@ -23,6 +24,7 @@ from fisherscope.engine.quiet import undisturbed
 from fisherscope.engine.scores import DenseScore, Score
 from fisherscope.engine.slow import one_by_one
 from fisherscope.engine.steps import InStep, Steps
+from fisherscope.errors import NonFiniteError
 from fisherscope.labels import Column, Drawn, Signs, Wanted
 from fisherscope.likelihoods import IGNORE, Likelihood
 
@@ -103,8 +105,8 @@ class Sweep:
         self._stack.enter_context(anchored(self.model))
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def lower_scale(self) -> bool:
         """Multiply later backward passes by less, after gradients have overflowed.
@@ -117,6 +119,41 @@ class Sweep:
             return False
         self.observer.scale = lower
         return True
+
+    def check(
+        self,
+        finite: Sequence[bool] | np.ndarray,
+        examples: Sequence[Example],
+        loss: Tensor,
+        what: str = "the score",
+        along: str = "",
+    ) -> None:
+        """Refuse what was made of scores that are not finite.
+
+        Args:
+            finite: Whether it is, for each example [batch].
+            examples: The batch.
+            loss: What :meth:`run` returned for it.
+            what: What is not finite, in words. Default: ``"the score"``.
+            along: Words behind the example's name. Default: ``""``.
+
+        Raises:
+            ScaleError: If a smaller scale may do; ``settled`` starts again with it.
+            NonFiniteError: Otherwise.
+        """
+        bad = [n for n, good in enumerate(finite) if not good]
+        if not bad:
+            return
+        lost = [n for n in bad if not bool(torch.isfinite(loss[n]))]
+        named = ", ".join(repr(examples[n].id) for n in (lost or bad)[:5])
+        low = self.coverage.scale is not None
+        if low and not lost and next_scale(self.observer.scale):
+            raise ScaleError(f"{what} of example {named}{along} overflows")
+        raise NonFiniteError(
+            f"{what} of example {named}{along} is not finite"
+            f"{', whatever the loss is scaled by' if low and not lost else ''}; look at this "
+            f"example, or use {'bf16 or fp32' if low else 'fp32'} weights"
+        )
 
     def run(
         self,

@@ -17,6 +17,7 @@ from fisherscope.analysis.similarity import Similarity, similarity
 from fisherscope.analysis.top import Scope, TopCoordinates, top_coordinates
 from fisherscope.analysis.uncertainty import Uncertainty, uncertainty
 from fisherscope.arguments import check_list, check_number
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import ParameterError
 from fisherscope.metrics.base import FisherBase, Source
 from fisherscope.structures import Fisher
@@ -31,6 +32,7 @@ class BombshellMetrics(FisherBase):
     the store, and ``"ema"`` the moving average, whose standard errors are NaN.
     """
 
+    @needs_whole
     def compute_fisher_importance(
         self,
         model: nn.Module | None = None,
@@ -57,6 +59,7 @@ class BombshellMetrics(FisherBase):
         fisher = self._fisher(task, source)
         return importance(fisher, model, method=method, per=per, normalize=normalize)
 
+    @needs_whole
     def get_top_fisher_directions(
         self,
         task: str = "default",
@@ -167,6 +170,7 @@ class BombshellMetrics(FisherBase):
         """
         return overlap(masks_a, masks_b)
 
+    @needs_whole
     def get_fisher_pruning_masks(
         self,
         task: str = "default",
@@ -241,6 +245,7 @@ class BombshellMetrics(FisherBase):
         fisher = self._fisher(task, source)
         return precondition(gradients, fisher, damping=damping, relative=relative, power=power)
 
+    @needs_whole
     def fisher_weighted_merge(
         self,
         models: Sequence[nn.Module],
@@ -269,6 +274,7 @@ class BombshellMetrics(FisherBase):
             raise ParameterError(f"there are {len(models)} models, but {len(tasks)} tasks.")
         return merge(models, [self.store[task] for task in tasks], weights=weights, **options)
 
+    @needs_whole
     def estimate_fisher_uncertainty(
         self,
         model: nn.Module,

@@ -10,6 +10,7 @@ from torch import nn
 from fisherscope.analysis.asymmetry import Asymmetry, asymmetries, asymmetry
 from fisherscope.analysis.damage_index import DamageKind
 from fisherscope.analysis.step_damage import StepDamage, step_config, step_damage
+from fisherscope.engine.whole import needs_whole
 from fisherscope.metrics.base import FisherBase
 
 # The settings of a Fisher that the damage functions take, too.
@@ -22,6 +23,7 @@ _SETTINGS = (
 class ModularityMetrics(FisherBase):
     """Task interaction, under one configuration; see :class:`FisherBase` for what is shared."""
 
+    @needs_whole
     def compute_fisher_weighted_damage(
         self,
         model: nn.Module,
@@ -63,6 +65,7 @@ class ModularityMetrics(FisherBase):
             **self._settings(model, layers_prefix),
         )
 
+    @needs_whole
     def compute_fisher_damage_with_asymmetry(
         self,
         model: nn.Module,
@@ -102,6 +105,7 @@ class ModularityMetrics(FisherBase):
             **self._settings(model, layers_prefix),
         )
 
+    @needs_whole
     def compare_damages(
         self, model: nn.Module, tasks: Mapping[str, Any], *, measure: bool = False
     ) -> dict[tuple[str, str], Asymmetry]:

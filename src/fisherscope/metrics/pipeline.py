@@ -236,23 +236,26 @@ def estimate_only(
 def _begin(
     config: RunConfig, inside: Path, on_plan: OnPlan | None, ranks: Ranks
 ) -> tuple[PreparedRun, FisherStore]:
-    begun: list[tuple[PreparedRun, FisherStore]] = []
-    ranks.each(lambda: begun.append(_checked(config, inside, on_plan)))
-    return begun[0]
-
-
-def _checked(
-    config: RunConfig, inside: Path, on_plan: OnPlan | None
-) -> tuple[PreparedRun, FisherStore]:
-    out = _out(config)
+    out = ranks.each(lambda: _out(config))[ranks.rank]
     prepared = prepare_run(config)
+    store: list[FisherStore] = []
+
+    def check() -> None:
+        store.append(_checked(prepared, out, inside))
+        if on_plan is not None:
+            on_plan(prepared.plans)
+
+    ranks.each(check)
+    return prepared, store[0]
+
+
+def _checked(prepared: PreparedRun, out: Path, inside: Path) -> FisherStore:
+    """The store of a run, if it has room and holds nothing of another one."""
     store = FisherStore(out / inside)
     check_store(prepared.model, prepared.tasks, prepared.config.fisher, store, whole=True)
     missing = [name for name in prepared.tasks if name not in store]
     check_space(out, _bytes_needed(prepared, missing))
-    if on_plan is not None:
-        on_plan(prepared.plans)
-    return prepared, store
+    return store
 
 
 def _out(config: RunConfig) -> Path:

@@ -14,6 +14,7 @@ import torch
 
 from fisherscope.data import Example, mask_tokens, read_jsonl
 from fisherscope.data.rows import read_rows
+from fisherscope.distributed import Ranks
 from fisherscope.errors import ConfigError, DataError
 from fisherscope.metrics.estimating import estimate_options
 from fisherscope.metrics.loading import Checkpoint, load_model, open_checkpoint
@@ -80,7 +81,7 @@ def read_run(config: RunConfig) -> Read:
 
 
 def prepare_run(config: RunConfig) -> PreparedRun:
-    """Read and check tasks and model, and plan each estimate.
+    """Read and check tasks and model, and plan each estimate; all ranks together.
 
     Args:
         config: The run, of one model.
@@ -88,9 +89,9 @@ def prepare_run(config: RunConfig) -> PreparedRun:
     Returns:
         What the run needs from here on.
     """
-    # Rows first, weights after: a broken line shows up before gigabytes are read.
-    read = read_run(config)
-    model = load_model(read.checkpoint, config)
+    found: list[tuple[Read, torch.nn.Module]] = []
+    Ranks().each(lambda: found.append(_loaded(config)))
+    read, model = found[0]
     plans = {}
     for name, examples in read.tasks.items():
         with _naming(name, read.files[name]):
@@ -102,6 +103,12 @@ def prepare_run(config: RunConfig) -> PreparedRun:
                 **estimate_options(config.fisher),
             )
     return PreparedRun(config=read.config, model=model, tasks=read.tasks, plans=plans)
+
+
+def _loaded(config: RunConfig) -> tuple[Read, torch.nn.Module]:
+    # Rows first, weights after: a broken line shows up before gigabytes are read.
+    read = read_run(config)
+    return read, load_model(read.checkpoint, config)
 
 
 def absolute(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:

@@ -13,6 +13,7 @@ from fisherscope.arguments import check_mapping, check_number
 from fisherscope.data import Example
 from fisherscope.data import examples as as_examples
 from fisherscope.defaults import DEFAULTS, FisherConfig
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import DataError, ParameterError, TaskError
 from fisherscope.metrics.bombshell import BombshellMetrics
 from fisherscope.metrics.estimating import check_store, estimate_tasks
@@ -79,6 +80,7 @@ class UnifiedModelAnalyzer:
         self.bombshell = BombshellMetrics(self.store, self.config)
         self.modularity = ModularityMetrics(self.store, self.config)
 
+    @needs_whole
     def analyze(
         self,
         models: nn.Module | Mapping[str, nn.Module],
@@ -159,6 +161,7 @@ class UnifiedModelAnalyzer:
         compared = compare_models(found, seed=self.config.seed) if len(found) > 1 else None
         return Analysis(models=found, comparison=compared)
 
+    @needs_whole
     def analyze_one(
         self,
         model: nn.Module,

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fisherscope.data import Example, batches
 from fisherscope.engine.scores import Score
 from fisherscope.engine.sweep import Sweep
-from fisherscope.errors import NonFiniteError
 from fisherscope.preparation import Prepared
 
 # Gradients of single examples that slow parameters may hold at once.
@@ -37,9 +37,11 @@ def add_products(
     count = len(next(iter(totals.values())))
     held: list[tuple[str, Score, slice, int]] = []
     along: dict[int, Tensor] = {}
+    groups = _groups(prepared)
+    finite = np.ones(max(map(len, groups)), dtype=bool)
 
     with Sweep(prepared.model, prepared.likelihood, prepared.coverage) as sweep:
-        for group in _groups(prepared):
+        for group in groups:
 
             def sink(
                 name: str, score: Score, rows: slice, draw: int, group: Sequence[Example] = group
@@ -56,7 +58,7 @@ def add_products(
 
             def close(group: Sequence[Example] = group) -> None:
                 for weights in along.values():
-                    _check(weights, group)
+                    finite[: len(group)] &= torch.isfinite(weights).all(0).cpu().numpy()
                 for name, score, rows, draw in held:
                     if draw in along:
                         for number, total in enumerate(totals[name]):
@@ -64,7 +66,9 @@ def add_products(
                 held.clear()
                 along.clear()
 
-            sweep.run(group, prepared.labelling, sink, close=close)
+            finite[:] = True
+            loss = sweep.run(group, prepared.labelling, sink, close=close)
+            sweep.check(finite[: len(group)], group, loss, along=" along a vector")
 
 
 def _groups(prepared: Prepared) -> list[list[Example]]:
@@ -73,13 +77,3 @@ def _groups(prepared: Prepared) -> list[list[Example]]:
     groups = batches(prepared.examples, size)
     most = max(1, _SLOW_BYTES // slow) if slow else len(prepared.examples)
     return [group[i : i + most] for group in groups for i in range(0, len(group), most)]
-
-
-def _check(weights: Tensor, group: Sequence[Example]) -> None:
-    finite = torch.isfinite(weights).all(0)
-    if not bool(finite.all()):
-        bad = group[int((~finite).nonzero()[0])].id
-        raise NonFiniteError(
-            f"the score of example {bad!r} along a vector is not finite; look at this example and "
-            "at the vector"
-        )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, Sampling, Unit
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import ParameterError
 from fisherscope.naming import Selection
 from fisherscope.preparation import Prepared, prepare, settled
@@ -64,7 +65,12 @@ class Operator:
             finite ``NonFiniteError``.
         """
         lead = check_vector(v, self.parameters, batch=True)
-        found = settled(self._prepared, lambda p: self._products(p, v, bool(lead)))
+
+        def products(prepared: Prepared) -> dict[str, Tensor]:
+            self._prepared = prepared  # what is learnt of it is not learnt again
+            return self._products(prepared, v, bool(lead))
+
+        found = settled(self._prepared, products)
         scale = self.n_units
         if self._prepared.config.fisher_type == "mc":
             scale *= self._prepared.config.draws
@@ -119,6 +125,7 @@ class Operator:
         )
 
 
+@needs_whole
 def operator(
     model: nn.Module,
     data: Any,

@@ -18,7 +18,7 @@ from fisherscope.data import batches
 from fisherscope.engine.head import call_model, make_batch
 from fisherscope.engine.quantised import movable
 from fisherscope.engine.quiet import undisturbed
-from fisherscope.errors import CoverageError
+from fisherscope.errors import CoverageError, NonFiniteError
 from fisherscope.likelihoods import IGNORE, Likelihood
 from fisherscope.preparation import Prepared
 
@@ -40,6 +40,7 @@ def add_products(
 
     Raises:
         CoverageError: If the model has an operation that can't be differentiated twice.
+        NonFiniteError: If a product is not finite.
     """
     parameters = list(prepared.parameters.values())
     count = len(next(iter(totals.values())))
@@ -70,6 +71,13 @@ def add_products(
                     "attn_implementation='eager' and without fused or reentrant-checkpointed "
                     "blocks, or use curvature='fisher', which needs first derivatives only"
                 ) from error
+            if not all(bool(torch.isfinite(total).all()) for total in totals.values()):
+                ids = ", ".join(repr(example.id) for example in group[:5])
+                raise NonFiniteError(
+                    f"a product with the {curvature} is not finite (batch of {ids}); look at these "
+                    "examples and at the vector. Second derivatives are not scaled for fp16: use "
+                    "bf16 or fp32 weights, or curvature='fisher'"
+                )
 
 
 def _grad(output: Tensor | Sequence[Tensor], inputs: Sequence[Tensor], along: object, keep: bool):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fisherscope.arguments import check_mapping, check_tensors
 from fisherscope.engine.named import by_first_name, first_names
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import NonFiniteError, ParameterError
 from fisherscope.structures import Fisher
 from fisherscope.structures.vectors import check_damping, check_power
@@ -16,6 +17,7 @@ from fisherscope.structures.vectors import check_damping, check_power
 _SHOWN = 5
 
 
+@needs_whole
 def precondition(
     gradients: Mapping[str, Tensor],
     fisher: Fisher,

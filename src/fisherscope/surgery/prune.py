@@ -15,12 +15,14 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from fisherscope.arguments import check_mapping
 from fisherscope.engine.named import by_first_name, first_names
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import ParameterError
 from fisherscope.results import Result
 
 Masks = Mapping[str, Tensor]
 
 
+@needs_whole
 @torch.no_grad()
 def prune(model: nn.Module, masks: Masks) -> nn.Module:
     """A copy of a model with the masked weights set to zero.
@@ -49,6 +51,7 @@ def prune(model: nn.Module, masks: Masks) -> nn.Module:
     return pruned
 
 
+@needs_whole
 @contextmanager
 def keep_pruned(model: nn.Module, masks: Masks) -> Generator[None]:
     """Keep pruned weights at zero while the model is trained inside of ``with``.
@@ -122,6 +125,7 @@ class Sparsity(Result):
         return self.table.copy()
 
 
+@needs_whole
 def sparsity(model: nn.Module) -> Sparsity:
     """Count the weights that are zero.
 

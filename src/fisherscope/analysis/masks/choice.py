@@ -17,6 +17,7 @@ from fisherscope.analysis.masks.linears import linear_layers
 from fisherscope.analysis.masks.neurons import neuron_couplings
 from fisherscope.analysis.masks.scores import Method, additive, uniforms
 from fisherscope.arguments import check_choice, check_number, check_whole
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import ParameterError
 from fisherscope.naming import address
 from fisherscope.structures import Fisher
@@ -28,6 +29,7 @@ _SHOWN = 5
 _COUPLINGS = {"head": head_couplings, "neuron": neuron_couplings}
 
 
+@needs_whole
 def masks(
     fisher: Fisher,
     sparsity: float,

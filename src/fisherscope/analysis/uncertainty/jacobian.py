@@ -15,7 +15,6 @@ from fisherscope.analysis.uncertainty.rows import Question, Rows
 from fisherscope.data import Batch, Example
 from fisherscope.engine.scores import Score
 from fisherscope.engine.sweep import Labelling, Sweep
-from fisherscope.errors import NonFiniteError
 from fisherscope.labels import Column, Logit, Rest, Wanted
 from fisherscope.likelihoods import IGNORE
 from fisherscope.preparation import Prepared, settled
@@ -51,6 +50,7 @@ def _covariances(
     shapes = {name: tuple(p.shape) for name, p in prepared.parameters.items()}
     blocks = posteriors[0].blocks()
     labelling = Labelling(outputs=_wanted(question, rows))
+    losses: list[Tensor] = []
     with Sweep(prepared.model, prepared.likelihood, prepared.coverage) as sweep:
         for group in question.groups:
             held: Held = defaultdict(lambda: defaultdict(list))
@@ -65,13 +65,12 @@ def _covariances(
                         _add(found, at, slot, names, shapes, held, posteriors)
                 held.clear()
 
-            sweep.run(group, labelling, sink, close=close)
-    bad = ~np.isfinite(found).all((0, 2, 3))
-    if bad.any():
-        name = rows.ids[rows.example[int(np.argmax(bad))]]
-        raise NonFiniteError(
-            f"the derivative of an output of example {name!r} is not finite; look at this example"
-        )
+            losses.append(sweep.run(group, labelling, sink, close=close))
+        bad = ~np.isfinite(found).all((0, 2, 3))
+        names = {rows.ids[n] for n in rows.example[bad]}
+        for group, loss in zip(question.groups, losses, strict=True):
+            finite = [example.id not in names for example in group]
+            sweep.check(finite, group, loss, "the derivative of an output")
     return found
 
 

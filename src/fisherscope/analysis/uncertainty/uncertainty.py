@@ -25,10 +25,12 @@ from fisherscope.analysis.uncertainty.result import Uncertainty
 from fisherscope.analysis.uncertainty.rows import ask
 from fisherscope.arguments import check_whole
 from fisherscope.defaults import DEFAULTS
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import DataError, ParameterError
 from fisherscope.structures import Fisher
 
 
+@needs_whole
 @torch.inference_mode(False)
 def uncertainty(
     model: nn.Module,

@@ -11,6 +11,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from fisherscope.defaults import DEFAULTS, FisherConfig
+from fisherscope.engine.whole import needs_whole
 from fisherscope.studies.brittleness.rates import REFINEMENTS, Rates, search
 from fisherscope.studies.brittleness.request import (
     RATES,
@@ -24,6 +25,7 @@ from fisherscope.studies.brittleness.running import Runner
 from fisherscope.studies.brittleness.tables import MATCHED, SAME_RATE, Runs, assemble
 
 
+@needs_whole
 @torch.inference_mode(False)
 def brittleness(
     models: Mapping[str, nn.Module],

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fisherscope.defaults import DEFAULTS, FisherConfig
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import ParameterError, TaskError
 from fisherscope.naming import Selection
 from fisherscope.preparation import prepare
@@ -111,6 +112,7 @@ class Conflict(Result):
         return lines
 
 
+@needs_whole
 @torch.inference_mode(False)
 def conflict(
     model: nn.Module,

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from fisherscope.data import batches, content_id
 from fisherscope.engine.scores import Score
 from fisherscope.engine.sweep import Labelling, Sweep
-from fisherscope.errors import NonFiniteError, ParameterError
+from fisherscope.errors import ParameterError
 from fisherscope.naming import by_layer
 from fisherscope.preparation import Prepared, settled
 from fisherscope.studies.conflict.metric import NATURAL, PLAIN, Metric
@@ -152,15 +152,11 @@ class _Rows:
                     del draw
                     self._add(name, score, at[rows])
 
-                sweep.run(group, Labelling(), sink)
+                loss = sweep.run(group, Labelling(), sink)
+                finite = np.ones(len(group), dtype=bool)
                 for rows in self.kept[PLAIN].values():
-                    bad = ~torch.isfinite(rows[at]).all(1)
-                    if bool(bad.any()):
-                        raise NonFiniteError(
-                            f"task {task!r}: the gradient of example "
-                            f"{group[int(bad.int().argmax())].id!r} is not finite; look at this "
-                            "example, or use fp32 weights"
-                        )
+                    finite &= torch.isfinite(rows[at]).all(1).cpu().numpy()
+                sweep.check(finite, group, loss, f"task {task!r}: the gradient")
 
     def _add(self, name: str, score: Score, at: list[int]) -> None:
         step = max(1, _AT_ONCE // (4 * self.plan.sizes[name]))

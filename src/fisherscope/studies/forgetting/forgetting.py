@@ -17,6 +17,7 @@ from fisherscope.analysis.step_damage import resamples
 from fisherscope.data import batches
 from fisherscope.defaults import DEFAULTS, FisherConfig
 from fisherscope.engine.displace import displaced
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import ParameterError, TaskError
 from fisherscope.preparation import Prepared, prepare
 from fisherscope.studies.calibration import ENDS, calibrate_by_scale, points_of
@@ -30,6 +31,7 @@ POINTS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 _MEASURED = ("measured", "measured_low", "measured_high")
 
 
+@needs_whole
 @torch.inference_mode(False)
 def forgetting(
     base: nn.Module,

@@ -96,7 +96,9 @@ def _products(
                         for h, run in runs:
                             own[draw, rows, h, d] += along[:, run].sum(1)
 
-            sweep.run(group, labelling, sink)
+            loss = sweep.run(group, labelling, sink)
+            finite = torch.isfinite(whole).all((0, 2)) & torch.isfinite(own).all((0, 2, 3))
+            sweep.check(finite.tolist(), group, loss, along=" along a displacement")
             parts.append((own.cpu().numpy(), whole.cpu().numpy()))
     own, whole = (np.concatenate(x, axis=1) for x in zip(*parts, strict=True))
     return own, whole

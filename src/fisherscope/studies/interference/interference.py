@@ -17,6 +17,7 @@ from fisherscope.analysis.descent import descent_step
 from fisherscope.analysis.step_damage import resamples
 from fisherscope.data import Example, halves
 from fisherscope.defaults import DEFAULTS, FisherConfig
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import ParameterError, TaskError
 from fisherscope.preparation import prepare
 from fisherscope.studies.calibration import ENDS, Point, calibrate_by_scale, points_of
@@ -34,6 +35,7 @@ BAND = (0.8, 1.25)
 Steps = Mapping[str, Mapping[str, Tensor]]
 
 
+@needs_whole
 @torch.inference_mode(False)
 def interference(
     model: nn.Module,

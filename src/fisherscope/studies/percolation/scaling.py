@@ -11,6 +11,7 @@ import pandas as pd
 from torch import nn
 
 from fisherscope.arguments import check_whole
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import ParameterError
 from fisherscope.results import Result
 from fisherscope.studies.percolation.comparison import check_same
@@ -56,6 +57,7 @@ class FiniteSize(Result):
         return self.slopes.copy()
 
 
+@needs_whole
 def finite_size(
     studies: Mapping[str, Percolation],
     models: Mapping[str, nn.Module] | None = None,

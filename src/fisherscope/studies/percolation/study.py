@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherscope.defaults import DEFAULTS
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import ParameterError
 from fisherscope.structures import Fisher
 from fisherscope.studies.percolation.bench import Bench, Change
@@ -41,6 +42,7 @@ from fisherscope.studies.percolation.watch import Watch
 OPTIONS = PercolationOptions()
 
 
+@needs_whole
 @torch.inference_mode(False)
 def percolation(
     model: nn.Module,

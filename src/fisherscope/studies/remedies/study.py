@@ -15,6 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from fisherscope.defaults import DEFAULTS, FisherConfig
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import NonFiniteError
 from fisherscope.structures import Fisher
 from fisherscope.studies.course import Course, follow
@@ -51,6 +52,7 @@ class _Run:
     modules: tuple[str, ...]
 
 
+@needs_whole
 @torch.inference_mode(False)
 def remedies(
     model: nn.Module,

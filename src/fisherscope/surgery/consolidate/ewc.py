@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fisherscope.engine.fingerprint import model_fingerprint
 from fisherscope.engine.selection import check_finite
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import IdentityError, ParameterError
 from fisherscope.structures import Fisher
 from fisherscope.structures.fisher import Per
@@ -99,6 +100,7 @@ class EWC:
         NonFiniteError: If a weight is NaN or infinite.
     """  # noqa: DOC502 (raised by callees)
 
+    @needs_whole
     def __init__(
         self,
         model: nn.Module,
@@ -129,6 +131,7 @@ class EWC:
         self.consolidate(fisher, anchor=anchor)
 
     @torch.no_grad()
+    @needs_whole
     def consolidate(
         self, fisher: Fisher | Sequence[Fisher], *, anchor: nn.Module | None = None
     ) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherscope.arguments import check_choice, check_list, check_number, check_whole
+from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import ParameterError
 from fisherscope.structures import Fisher
 from fisherscope.surgery.merge import arithmetic
@@ -42,6 +43,7 @@ _UNSET: dict[str, Any] = {
 }
 
 
+@needs_whole
 @torch.no_grad()
 def merge(
     models: Sequence[nn.Module],
