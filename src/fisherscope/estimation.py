@@ -17,6 +17,7 @@ from fisherscope.data import Example
 from fisherscope.data import halves as split_in_halves
 from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, OnNonFinite, Sampling, Unit
 from fisherscope.distributed import Ranks
+from fisherscope.engine.mapped import trim
 from fisherscope.errors import IdentityError, ParameterError
 from fisherscope.naming import Selection
 from fisherscope.partition import Budget, stages_of, sums_bytes
@@ -346,6 +347,7 @@ class _Estimate:
             for key, total in fisher.sums.items():
                 if owners is None or owners.of(key) == ranks.rank:
                     fisher.sums[key] = self.disk.kept(total)
+            trim()
         return fisher
 
 

@@ -23,6 +23,7 @@ from fisherscope.engine.coverage import Coverage, bind
 from fisherscope.engine.formats import coarsest, first_scale, formats_used, next_scale
 from fisherscope.engine.head import FusedHead, Head, PlainHead, call_model, make_batch
 from fisherscope.engine.layers import UnexpectedShapeError
+from fisherscope.engine.mapped import trim
 from fisherscope.engine.observer import Observer
 from fisherscope.engine.quiet import undisturbed
 from fisherscope.engine.scores import Score
@@ -307,6 +308,8 @@ def _disagreements(
     try:
         for part in reference.parts:
             compared |= _compare(sweep, reference.pair, reference.squares(part), fast, inputs)
+            if len(reference.parts) > 1:
+                trim()
             if not part.keys().isdisjoint(fast):
                 inputs = None  # every further pass would see the same
     except UnexpectedShapeError as error:
