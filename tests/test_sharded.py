@@ -81,6 +81,14 @@ def test_sharded_makes_what_whole_makes(name, group):
             assert traces(mine[kind]) == pytest.approx(traces(whole), rel=1e-6)
 
 
+# Planted: a process that is alone asked for the groups that it shares with others.
+def test_one_process_that_is_all_ranks():
+    case = models.case("gpt2")
+    (mine,) = values(ranks(1, some_kinds, "gpt2", "squares"))
+    for kind in GROUPS["squares"]:
+        close(mine[kind], plain(estimate(case, case.rows, batch_size=2, **KINDS[kind])), kind)
+
+
 class Odd(nn.Module):
     """Uses a weight behind its module's back, and blocks of its own."""
 

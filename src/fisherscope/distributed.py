@@ -51,6 +51,7 @@ class Ranks:
 
     def __init__(self, together: bool = True):
         self.rank, self.world = 0, 1
+        self._ways: list[Any] = []
         together = together and not _alone.get()
         if together and dist.is_available() and dist.is_initialized():
             self.rank, self.world = dist.get_rank(), dist.get_world_size()

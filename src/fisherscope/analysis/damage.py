@@ -247,7 +247,7 @@ def inner_products(
 
             loss = sweep.run(group, labelling, sink)
             values = found.cpu().numpy()
-            finite = np.isfinite(values).all((0, 2, 3))
+            finite = np.asarray(np.isfinite(values).all((0, 2, 3)))
             sweep.check(finite, group, loss, along=" along a displacement")
             parts.append(values)
     return np.concatenate(parts, axis=1)

@@ -60,7 +60,8 @@ def _weighted_squares(prepared: Prepared, weights: Sequence[Mapping[str, Tensor]
 
         for group in batches(prepared.examples, prepared.config.batch_size):
             loss = sweep.run(group, prepared.labelling, sink, close=lambda g=group: close(g))
-            sweep.check(np.isfinite(found[[place[e.id] for e in group]]).all(1), group, loss)
+            finite = np.asarray(np.isfinite(found[[place[e.id] for e in group]]).all(1))
+            sweep.check(finite, group, loss)
     return found / max(1, prepared.labelling.draws)
 
 

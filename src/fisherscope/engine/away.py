@@ -132,7 +132,7 @@ def check_shards(model: nn.Module, ranks: Ranks) -> None:
                 "examples: every pass needs all of them. Leave distributed=True, and shard the "
                 "model over all ranks of the process group"
             )
-        if is_split(parameter):
+        if is_split(parameter) and ranks.world > 1:
             ranks.through(parameter.device_mesh.get_all_groups())
 
 

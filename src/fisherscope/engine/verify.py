@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fisherscope.data import Example
-from fisherscope.engine.away import is_away, owners
+from fisherscope.engine.away import is_away, is_sharded, owners
 from fisherscope.engine.coverage import Coverage, bind
 from fisherscope.engine.formats import coarsest, first_scale, formats_used, next_scale
 from fisherscope.engine.head import FusedHead, Head, PlainHead, call_model, make_batch
@@ -196,6 +196,8 @@ def _depends_on_batch(
         try:
             together = losses(pair)
         except (RuntimeError, ValueError, TypeError):
+            if is_sharded(model):
+                raise
             return True
     tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(dtype, 0.1)
     return not torch.allclose(alone, together, rtol=tolerance, atol=tolerance, equal_nan=True)
@@ -292,6 +294,8 @@ def _compare(
         except UnexpectedShapeError:
             raise
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+            if is_sharded(sweep.model):
+                raise  # it may be this rank's alone, and the others wait within their passes
             raise _Unobservable(str(error)) from error
     nothing = torch.zeros(())
     return {n: _Compared.of(totals.get(n, nothing), theirs) for n, theirs in squares.items()}
