@@ -241,9 +241,10 @@ def inner_products(
             )
 
             def sink(name: str, score: Score, rows: slice, draw: int, into: Tensor = found) -> None:
-                for d, move in enumerate(placed):
-                    if name in move:
-                        into[draw, rows, column[name], d] += score.inner(move[name])
+                own = [d for d, move in enumerate(placed) if name in move]
+                if own:
+                    along = score.inners([placed[d][name] for d in own])
+                    into[draw, rows, column[name]][:, own] += along.t()
 
             sweep.run(group, labelling, sink)
             values = found.cpu().numpy()
