@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from fisherscope.demo import build
+from fisherscope.demo.corpora import Corpora, read_corpora
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -15,8 +17,20 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's folder as the examples find it, made of less text."""
+    real = read_corpora()
+    short = Corpora(
+        documents={name: tuple(t[:4000] for t in ts[:8]) for name, ts in real.documents.items()},
+        lessons=real.lessons[:40],
+        held_out={
+            name: tuple({k: v if k == "id" else v[:160] for k, v in row.items()} for row in rows)
+            for name, rows in real.held_out.items()
+        },
+    )
     folder = tmp_path_factory.mktemp("demo")
-    build(folder / "runs" / "demo", steps=2, tuning_steps=2, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("fisherscope.demo.build"), "read_corpora", lambda: short)
+        build(folder / "runs" / "demo", steps=2, tuning_steps=2, progress=False)
     return folder
 
 
