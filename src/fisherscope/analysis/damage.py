@@ -27,9 +27,9 @@ from fisherscope.errors import NonFiniteError, ParameterError
 from fisherscope.preparation import Prepared, prepare, settled
 from fisherscope.results import Result
 from fisherscope.structures import Fisher
+from fisherscope.structures.intervals import resamples
 
 Delta = Mapping[str, Tensor]
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -315,8 +315,7 @@ def _assemble(
     fishers: Mapping[str, Fisher],
 ) -> Damage:
     total = tokens.sum()
-    rng = np.random.default_rng(prepared.config.seed)
-    weights = rng.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=RESAMPLES)
+    weights = resamples(len(ids), prepared.config.seed)
     along = scores.sum(2)  # [sets, examples, displacements]
     column = {label: d for d, label in enumerate(moves)}
     stored = {

@@ -44,7 +44,7 @@ class TaskLoss:
         """Mean loss of resampled examples.
 
         Args:
-            weights: int ``[resamples, n]``, how often each example was drawn.
+            weights: ``[resamples, n]``, how often each example was drawn.
 
         Returns:
             float64 ``[resamples]``, nats per token.
