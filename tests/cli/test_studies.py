@@ -108,7 +108,7 @@ def test_brittle_refuses_in_a_line(model, tasks, tmp_path):
         ),
         (
             ("--compare", base, "--compare", f"b={model}", "--learn", learn, "--task", learn),
-            "twice",
+            "is the new task",
         ),
         (("--model", model, "--compare", base, "--learn", learn), "not --model"),
     ):

@@ -66,6 +66,8 @@ class RunConfig:
             first GPU if there is one.
         revision: Branch, tag or commit of a hub id; ``None`` takes its main branch. A run
             writes down the commit that it found, so that it replays on the same weights.
+        study: Of a study's run: its ``command`` and that command's own options, as on the
+            command line; ``None`` for the main job.
     """
 
     model: str | Mapping[str, str]
@@ -79,6 +81,7 @@ class RunConfig:
     dtype: DType = "auto"
     device: str = "auto"
     revision: str | None = None
+    study: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self._check_models()
@@ -99,6 +102,10 @@ class RunConfig:
         _text("device", self.device)
         if self.revision is not None:
             _text("revision", self.revision)
+        if self.study is not None:
+            if not isinstance(self.study, Mapping):
+                raise ConfigError(f"study is {self.study!r}; expected a mapping of options")
+            _text("study.command", self.study.get("command"))
         _check_fisher(self.fisher)
         object.__setattr__(self, "fisher", _in_text(self.fisher))
         _check_damage(self.damage)
