@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -34,6 +33,7 @@ from fisherscope.demo.passages import evenly
 from fisherscope.demo.training import text_batches
 from fisherscope.integrations import EWCCallback
 from fisherscope.studies.course import at_level
+from fisherscope.studies.seeds import over_seeds
 
 STEPS, FISHER_ROWS = 30, 64
 # The new task's loss falls in the first few steps, old ones go on rising after that.
@@ -219,8 +219,7 @@ def _table(curves: dict[tuple[str, float], list[Any]]) -> list[dict[str, Any]]:
 
 
 def _interval(values: np.ndarray) -> dict[str, Any]:
-    n = len(values)
-    half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)
-    mean = values.mean()
-    reached = int(np.isfinite(values).sum())
-    return {"mean": mean, "low": mean - half, "high": mean + half, "reached": reached}
+    found = over_seeds(values)
+    # Seeds that never reach the level are no better for it: no mean over the others.
+    shown = found if found.n == len(values) else over_seeds([])
+    return {"mean": shown.value, "low": shown.low, "high": shown.high, "reached": found.n}

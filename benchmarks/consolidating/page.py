@@ -9,10 +9,11 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from scipy import stats
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
+
+from fisherscope.studies.seeds import over_seeds
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS, RESULTS = ROOT / "docs", ROOT / "benchmarks" / "results"
@@ -90,11 +91,10 @@ def _paired(known: dict[str, Any]) -> str:
     for one, two in pairs:
         if one not in known["metrics"]:
             continue
-        values = final(one) - final(two)
-        half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-        low, high = values.mean() - half, values.mean() + half
-        verdict = "above" if low > 0 else "below" if high < 0 else "not resolved from"
-        said.append(f"{one} is {verdict} {two} ({values.mean():+.3f}, {low:+.3f} to {high:+.3f})")
+        gap = over_seeds(final(one) - final(two))
+        verdict = "above" if gap.low > 0 else "below" if gap.high < 0 else "not resolved from"
+        ends = f"{gap.low:+.3f} to {gap.high:+.3f}"
+        said.append(f"{one} is {verdict} {two} ({gap.value:+.3f}, {ends})")
     return "Mean accuracy at the end, paired by seed: " + "; ".join(said) + "."
 
 
@@ -150,11 +150,12 @@ def _draw_digits(axis: Any, known: dict[str, Any]) -> None:
     for method in known["metrics"]:
         runs = [v["matrix"] for k, v in known["runs"].items() if k.rpartition(" ")[0] == method]
         seen = np.array([[np.mean(row[: i + 1]) for i, row in enumerate(m)] for m in runs])
-        half = stats.t.ppf(0.975, len(seen) - 1) * seen.std(0, ddof=1) / np.sqrt(len(seen))
+        means = [over_seeds(at) for at in seen.T]
         colour, mark = LOOKS[method]
         steps = np.arange(1, seen.shape[1] + 1)
-        axis.plot(steps, seen.mean(0), color=colour, marker=mark, label=method)
-        axis.fill_between(steps, seen.mean(0) - half, seen.mean(0) + half, color=colour, alpha=0.15)
+        axis.plot(steps, [m.value for m in means], color=colour, marker=mark, label=method)
+        ends = [m.low for m in means], [m.high for m in means]
+        axis.fill_between(steps, *ends, color=colour, alpha=0.15)
     axis.set_xticks(steps)
     axis.set_xlabel("tasks trained on")
     axis.set_ylabel("mean accuracy on these tasks")

@@ -1,4 +1,6 @@
 import itertools
+from fractions import Fraction
+from math import comb
 
 import numpy as np
 import pytest
@@ -119,3 +121,13 @@ def test_unlike_masks_are_not_compared():
         overlap({"x": torch.ones(2)}, {"x": torch.ones(2)})
     with pytest.raises(ParameterError, match="no masks"):
         overlap({}, {})
+
+
+@pytest.mark.parametrize(("n", "a", "b"), [(4_000_000, 40, 70), (5000, 2400, 2600)])
+def test_chance_against_whole_numbers(n, a, b):
+    # Would catch: a distribution that loses digits where factorials are large.
+    terms = range(max(0, a + b - n), min(a, b) + 1)
+    pairs = [(comb(a, x) * comb(n - a, b - x), Fraction(x, a + b - x)) for x in terms]
+    exact = sum(count * share for count, share in pairs) / comb(n, b)
+    masks = [{"x": torch.arange(n) < kept} for kept in (a, b)]
+    assert overlap(*masks).chance == pytest.approx(float(exact), rel=1e-13)

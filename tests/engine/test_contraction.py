@@ -54,6 +54,23 @@ def test_against_explicit_products(batch, shared, rows, columns):
     assert torch.allclose(contraction.inner(g, a, delta), (whole * delta).sum((1, 2)))
 
 
+# Would catch: products that are formed for one direction and used for another, and blocks of
+# rows that overlap or leave some out.
+@pytest.mark.parametrize("shared", [1, 30])
+@pytest.mark.parametrize("rows", [6, 64, 65])
+def test_several_directions(monkeypatch, shared, rows):
+    monkeypatch.setattr(contraction, "BLOCK_BYTES", 4 * 7 * 4 * 10)  # blocks of 10 rows
+    g, a = make(3, shared, rows, 7)
+    deltas = [torch.rand(rows, 7, dtype=torch.float64) for _ in range(3)]
+    expected = torch.stack([(products(g, a) * delta).sum((1, 2)) for delta in deltas])
+    assert torch.allclose(contraction.inners(g, a, deltas), expected)
+    formed = []
+    real = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda *x, **y: formed.append(1) or real(*x, **y))
+    contraction.inners(g, a, deltas)
+    assert len(formed) == (0 if shared == 1 else 3 * -(-rows // 10))
+
+
 # Would catch: blocks that are only right where they divide the number of rows; real layers
 # are split in blocks, tiny ones never are.
 @pytest.mark.parametrize("rows", [64, 65, 129, 200])

@@ -116,8 +116,9 @@ def test_replicates_scatter_around_the_exact_expectation(name):
 
 # Would catch: draws that repeat each other (the error would stop falling), and draws that are
 # not independent (it would fall at another rate).
-@pytest.mark.parametrize("name", ["mlp", "gpt2-tiny"])
-def test_error_falls_as_one_over_root_draws(name):
+# The draws' keys are those of all models: the cheap one shows the long way.
+@pytest.mark.parametrize(("name", "most"), [("mlp", 256), ("gpt2-tiny", 64)])
+def test_error_falls_as_one_over_root_draws(name, most):
     if name == "mlp":
         model, data = nets.MLP(4), rows.points(3, (5,), classes=4)
         likelihood = "classification"
@@ -127,7 +128,7 @@ def test_error_falls_as_one_over_root_draws(name):
         data, likelihood = rows.text((3, 4), vocabulary=5), "causal-lm"
     models.randomise(model)
     truth = brute.type2(brute.double(model), data, likelihood)
-    counts = np.array([1, 4, 16, 64, 256])
+    counts = np.array([n for n in (1, 4, 16, 64, 256) if n <= most])
     errors = []
     for draws in counts:
         squared = []

@@ -132,6 +132,8 @@ def test_against_dense_gradients(name):
 
     delta = draw(*whole.shape[1:], seed=4)
     assert torch.allclose(score.inner(delta), (whole * delta).flatten(1).sum(1))
+    several = [delta, start, -2 * delta]
+    assert torch.allclose(score.inners(several), torch.stack([score.inner(d) for d in several]))
     total = start.clone()
     score.add(total)
     assert torch.allclose(total, start + whole.sum(0))

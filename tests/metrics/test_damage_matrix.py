@@ -14,6 +14,7 @@ from fisherscope.defaults import FisherConfig
 from fisherscope.metrics.damage_matrix import damage_matrix
 from fisherscope.metrics.losses import task_loss
 from fisherscope.metrics.run_config import DamageConfig
+from fisherscope.preparation import prepare
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,8 @@ def room(tmp_path_factory):
 
 def matrix(room, **damage):
     model, tasks, fishers = room
-    config = DamageConfig(**damage)
-    found, damages = damage_matrix(model, tasks, fishers, config, FisherConfig(), progress=False)
+    prepared = {name: prepare(model, rows, FisherConfig()) for name, rows in tasks.items()}
+    found, damages = damage_matrix(prepared, fishers, DamageConfig(**damage), progress=False)
     assert len(found["cells"]) == sum(len(d.table) for d in damages.values())
     return {(cell["on"], cell["by"]): cell for cell in found["cells"]}
 
@@ -61,8 +62,8 @@ def test_the_effect_is_looked_at_on_other_examples(room):
     with torch.no_grad():
         for name, parameter in moved.named_parameters():
             parameter += step[name]
-    config = FisherConfig()
-    change = task_loss(moved, watched, config).value - task_loss(model, watched, config).value
+    after, before = (prepare(one, watched, FisherConfig()) for one in (moved, model))
+    change = task_loss(after).value - task_loss(before).value
     cell = matrix(room, fraction=0.5)["prose", "sums"]
     assert cell["measured"] == pytest.approx(change, abs=1e-5)
     assert cell["n"] == len(watched) == 6

@@ -20,6 +20,7 @@ from fisherscope.metrics.findings import (
     split_half_spearman,
 )
 from fisherscope.metrics.losses import task_loss
+from fisherscope.preparation import prepare
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def test_the_loss_is_the_models_own(room):
             output = model(example.inputs["input_ids"][None], labels=example.labels[None])
         counts.append(int((example.labels[1:] != -100).sum()))
         sums.append(float(output.loss) * counts[-1])
-    found = task_loss(model, tasks["sums"], FisherConfig(batch_size=5))
+    found = task_loss(prepare(model, tasks["sums"], FisherConfig(batch_size=5)))
     assert found.value == pytest.approx(sum(sums) / sum(counts), rel=1e-5)
     draws = np.random.default_rng(0).integers(0, len(sums), (4000, len(sums)))
     ratios = np.array(sums)[draws].sum(1) / np.array(counts)[draws].sum(1)

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from fisherscope import BombshellMetrics, FisherConfig, ModularityMetrics, UnifiedModelAnalyzer
+from fisherscope import (
+    BombshellMetrics,
+    FisherConfig,
+    ModularityMetrics,
+    UnifiedModelAnalyzer,
+    preparation,
+)
 from fisherscope.errors import ParameterError
 from fisherscope.metrics import DamageConfig
 
@@ -68,6 +74,33 @@ def test_what_is_not_asked_for_is_not_computed(room):
         assert one.damages == {}
     assert found.comparison is not None
     assert not found.comparison.table["quantity"].str.startswith("damage").any()
+
+
+def test_losses_and_damage_share_what_was_verified(room, monkeypatch):
+    # Would catch: rules that are verified again for each step and for each task it is taken for.
+    model, tasks = room
+    calls = []
+    real = preparation.cover
+    monkeypatch.setattr(preparation, "cover", lambda *x: calls.append(x) or real(*x))
+    needed = []
+    for enabled in (False, True):
+        calls.clear()
+        UnifiedModelAnalyzer().analyze(
+            model, tasks, progress=False, damage=DamageConfig(enabled=enabled)
+        )
+        needed.append(len(calls))
+    # A task each for the estimate, for losses, and for uncertainty.
+    assert needed == [3 * len(tasks)] * 2
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5])
+def test_a_step_uphill_is_refused(room, fraction):
+    # Would catch: damage of a step that the task itself would never take.
+    model, tasks = room
+    with pytest.raises(ParameterError, match="fraction"):
+        UnifiedModelAnalyzer().analyze(
+            model, tasks, damage=DamageConfig(fraction=fraction), progress=False
+        )
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 2.0])

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fisherscope.errors import ParameterError
+from fisherscope.structures.intervals import resamples
 from structures.fishers import SHAPES, Scores, build, scores
 
 IDS = tuple("abcdefghijkl")
@@ -130,3 +131,17 @@ def test_resampled_sums_are_means_times_the_count():
     fisher = build(scores(IDS))
     means, sums = (fisher.bootstrap(np.sum, n=5, per=per) for per in ("example", "sum"))
     assert sums == pytest.approx(12 * means)
+
+
+def test_resamples_are_the_draws_of_a_bootstrap():
+    # Catches weights that are not counts, unequal chances, and draws that a shared generator
+    # would give again.
+    counts = resamples(7, 3, 20_000)
+    assert counts.shape == (20_000, 7) and (counts.sum(1) == 7).all()
+    assert counts.mean(0) == pytest.approx(np.ones(7), abs=0.03)
+    assert counts.var(0) == pytest.approx(np.full(7, 6 / 7), rel=0.05)
+    whole = resamples(7, 3, 5, itself=True)
+    assert (whole[0] == 1).all() and np.array_equal(whole[1:], counts[:5])
+    rng = np.random.default_rng(3)
+    assert np.array_equal(resamples(7, rng, 2), counts[:2])
+    assert np.array_equal(resamples(7, rng, 1), counts[2:3])

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from fisherscope.errors import IdentityError, StoreError
@@ -33,3 +35,29 @@ def test_nothing_is_kept_without_a_file():
     kept = Kept(None, "a")
     kept.add({"x": 1})
     assert kept.rows == []
+
+
+def test_a_result_is_computed_once_per_key(tmp_path):
+    # Catches a result that is made again, given for another key, or read back otherwise.
+    file, made = tmp_path / "found.jsonl", []
+
+    def at(rate):
+        def compute():
+            made.append(rate)
+            return {"fall": math.nan if rate > 1 else rate / 3}
+
+        return compute
+
+    for _ in range(2):
+        kept = Kept(file)
+        for rate in (0.1, 2.0, 0.1):
+            found = kept.once(["fall", ("a", rate)], at(rate))["fall"]
+            assert found == rate / 3 or (rate > 1 and math.isnan(found))
+    assert made == [0.1, 2.0]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    # Catches an operating system's error in the middle of a study.
+    (tmp_path / "in the way").write_text("")
+    with pytest.raises(StoreError, match="in the way.*can't be written"):
+        Kept(tmp_path / "in the way" / "rows.jsonl")

@@ -19,7 +19,6 @@ from fisherscope.analysis.step_damage import (
     ENDS,
     StepDamage,
     resampled_index,
-    resamples,
     step_config,
     step_damages,
 )
@@ -29,6 +28,7 @@ from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import ParameterError
 from fisherscope.naming import Selection
 from fisherscope.results import Result
+from fisherscope.structures.intervals import resamples
 
 Outcome = Literal["ok", "not_resolved", "no_ratio", "too_few_examples"]
 Quantity = Literal["index", "second", "predicted", "measured"]

@@ -28,9 +28,9 @@ from fisherscope.errors import ParameterError
 from fisherscope.preparation import Prepared, prepare, settled
 from fisherscope.results import Result
 from fisherscope.structures import Fisher
+from fisherscope.structures.intervals import resamples
 
 Delta = Mapping[str, Tensor]
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -241,9 +241,10 @@ def inner_products(
             )
 
             def sink(name: str, score: Score, rows: slice, draw: int, into: Tensor = found) -> None:
-                for d, move in enumerate(placed):
-                    if name in move:
-                        into[draw, rows, column[name], d] += score.inner(move[name])
+                own = [d for d, move in enumerate(placed) if name in move]
+                if own:
+                    along = score.inners([placed[d][name] for d in own])
+                    into[draw, rows, column[name]][:, own] += along.t()
 
             loss = sweep.run(group, labelling, sink)
             values = found.cpu().numpy()
@@ -310,8 +311,7 @@ def _assemble(
     fishers: Mapping[str, Fisher],
 ) -> Damage:
     total = tokens.sum()
-    rng = np.random.default_rng(prepared.config.seed)
-    weights = rng.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=RESAMPLES)
+    weights = resamples(len(ids), prepared.config.seed)
     along = scores.sum(2)  # [sets, examples, displacements]
     column = {label: d for d, label in enumerate(moves)}
     stored = {

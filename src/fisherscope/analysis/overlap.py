@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import hypergeom
 from torch import Tensor
 
 from fisherscope.arguments import check_tensors
@@ -142,9 +141,13 @@ def _chance(n: int, kept_a: int, kept_b: int) -> float:
     # Beyond twelve standard deviations the distribution holds less than rounding errors.
     low = max(0, kept_a + kept_b - n, math.floor(mean - 12 * spread - 12))
     high = min(kept_a, kept_b, math.ceil(mean + 12 * spread + 12))
-    sizes = np.arange(low, high + 1)
-    probabilities = hypergeom.pmf(sizes, n, kept_a, kept_b)
-    return float(probabilities @ (sizes / (kept_a + kept_b - sizes)))
+    sizes = np.arange(low, high + 1, dtype=float)
+    # The hypergeometric distribution from the ratios of its neighbours: no factorials.
+    grown = sizes[:-1]
+    ratios = (kept_a - grown) * (kept_b - grown) / ((grown + 1) * (n - kept_a - kept_b + grown + 1))
+    logs = np.concatenate([[0.0], np.cumsum(np.log(ratios))])
+    probabilities = np.exp(logs - logs.max())
+    return float(probabilities @ (sizes / (kept_a + kept_b - sizes)) / probabilities.sum())
 
 
 def _expected_jaccard(sizes: int, mean: float, variance: float) -> float:

@@ -24,8 +24,8 @@ from fisherscope.errors import ParameterError
 from fisherscope.naming import Selection, by_layer
 from fisherscope.results import Result
 from fisherscope.structures import Fisher
+from fisherscope.structures.intervals import resamples
 
-RESAMPLES = 1000
 ENDS = (0.025, 0.975)
 _NATS = ("predicted", "predicted_low", "predicted_high")
 _MEASURED = ("measured", "measured_low", "measured_high")
@@ -256,20 +256,6 @@ def step_damages(
             examples=examples,
         )
     return results
-
-
-def resamples(n: int, seed: int | list[int]) -> np.ndarray:
-    """How often each example is in each bootstrap sample.
-
-    Args:
-        n: Number of examples.
-        seed: Seed.
-
-    Returns:
-        Counts [resamples, n].
-    """
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
 
 
 def resampled_index(examples: pd.DataFrame, counts: np.ndarray) -> np.ndarray:

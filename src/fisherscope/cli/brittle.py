@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from fisherscope.cli.failures import ClearCommand, mark_running
-from fisherscope.cli.options import run_config, run_options
-from fisherscope.cli.studying import leave
-from fisherscope.errors import ConfigError, TaskError
+from fisherscope.cli.options import run_options
+from fisherscope.cli.studying import leave, lesson, lesson_config, named, replayable
+from fisherscope.errors import ConfigError
 from fisherscope.metrics.study_run import begin_study
 from fisherscope.studies.brittleness import brittleness
 from fisherscope.studies.brittleness.request import RATES, SEEDS
@@ -75,16 +75,17 @@ def brittle_command(
         raise ConfigError("brittle takes --compare, not --model")
     if len(compare) < 2:
         raise ConfigError("one --compare only; give at least two, each NAME=PLACE")
-    name, equals, place = learn.partition("=")
-    if not (name and equals and place):
-        raise ConfigError(f"--learn {learn!r} is not NAME=FILE, for example qa=qa.jsonl")
+    name, file = lesson(learn)
     measured = f"{name}{HELD_OUT}"
-    new = {name: place} if held_out is None else {name: place, measured: held_out}
-    files = (*given.pop("task"), *(f"{task}={file}" for task, file in new.items()))
-    config = run_config(**{**given, "model": compare, "task": files})
-    if len(config.tasks) == len(new):
-        raise TaskError("no --task; give at least one old task, NAME=FILE, that may be damaged")
-    run = begin_study(config)
+    new = {name: file} if held_out is None else {name: file, measured: held_out}
+    run = begin_study(lesson_config(new, **{**given, "model": compare}))
+    files = run.config.tasks
+    run = replayable(
+        run,
+        compare=named(run.config.model),
+        learn=f"{name}={files[name]}",
+        held_out=files.get(measured),
+    )
     mark_running("Finished runs are kept; the same command goes on from them.")
     fisher = run.config.fisher
     options = {

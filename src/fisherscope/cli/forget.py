@@ -8,7 +8,7 @@ import click
 
 from fisherscope.cli.failures import ClearCommand, mark_running
 from fisherscope.cli.options import run_config, run_options
-from fisherscope.cli.studying import leave
+from fisherscope.cli.studying import leave, named, replayable
 from fisherscope.errors import ConfigError
 from fisherscope.metrics.study_run import begin_study
 from fisherscope.studies.forgetting import forgetting
@@ -39,6 +39,8 @@ def forget_command(
     _check(given)
     places = [f"{BASE}={base}", *checkpoints, f"{TUNED}={tuned}"]
     run = begin_study(run_config(**{**given, "model": tuple(places)}))
+    (_, first), *middle, (_, last) = (place.split("=", 1) for place in named(run.config.model))
+    run = replayable(run, base=first, tuned=last, checkpoints=["=".join(place) for place in middle])
     mark_running("Nothing is kept of an unfinished study; run it again.")
     fisher = run.config.fisher
     between = {n: m for n, m in run.models.items() if n not in {BASE, TUNED}}

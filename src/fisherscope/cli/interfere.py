@@ -9,7 +9,7 @@ import click
 from fisherscope.cli.analyze import say
 from fisherscope.cli.failures import ClearCommand, mark_running
 from fisherscope.cli.options import run_config, run_options
-from fisherscope.cli.studying import leave
+from fisherscope.cli.studying import leave, replayable
 from fisherscope.metrics.study_run import begin_study
 from fisherscope.studies.interference import interference
 from fisherscope.studies.interference.interference import SCALES, SMALL, STRUCTURES
@@ -43,7 +43,7 @@ def interfere_command(
 
     Leaves results.json, tables and report.html in RUN.
     """
-    run = begin_study(run_config(**given))
+    run = replayable(begin_study(run_config(**given)))
     mark_running("Nothing is kept of an unfinished study; run it again.")
     fisher = run.config.fisher
     options = {"scales": scales or SCALES, "small": small, "heads": heads, "conflicts": conflicts}

@@ -67,6 +67,27 @@ def run_config(usual: Mapping[str, Any] | None = None, /, **given: Any) -> RunCo
     return build_config(values)
 
 
+def _replayed(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Let a study's config stand for its command's own options."""
+    del parameter
+    try:
+        study = read_config(path).get("study") if path else None
+    except ConfigError:
+        return path  # the command itself says what is wrong with it
+    if not isinstance(study, Mapping):
+        return path
+    command = study.get("command")
+    if command != context.info_name:
+        raise click.UsageError(f"{path} is of `fisherscope {command}`; replay it with that command")
+    own = {key: value for key, value in study.items() if key != "command"}
+    known = {option.name for option in context.command.params}
+    unknown = [key for key in own if key not in known]
+    if unknown:
+        raise click.UsageError(f"config file {path}: study.{unknown[0]} is no option of {command}")
+    context.default_map = {**(context.default_map or {}), **own}
+    return path
+
+
 def _named(option: str, pairs: tuple[str, ...]) -> dict[str, str]:
     example, error = _NAMED[option]
     named: dict[str, str] = {}
@@ -89,6 +110,8 @@ _OPTIONS = (
     click.option(
         "--config",
         type=click.Path(path_type=Path),
+        is_eager=True,
+        callback=_replayed,
         help="YAML file with any of these settings; options on the command line win.",
     ),
     click.option(

@@ -10,7 +10,7 @@ from fisherscope.arguments import check_whole
 from fisherscope.cli.analyze import say
 from fisherscope.cli.failures import ClearCommand, mark_running
 from fisherscope.cli.options import run_config, run_options
-from fisherscope.cli.studying import leave
+from fisherscope.cli.studying import leave, replayable
 from fisherscope.data import halves
 from fisherscope.estimation import estimate
 from fisherscope.metrics.estimating import estimate_options
@@ -100,7 +100,7 @@ def percolate_command(
     options |= {"fractions": fractions or None, "seed": config.fisher.seed}
     PercolationOptions(**options)  # refuses what is out of range before anything is read
     check_whole("--watch", watch, low=1)
-    run = begin_study(config)
+    run = replayable(begin_study(config))
     keep_config(run)  # so that the same command may go on in a folder that holds measurements
     mark_running("Finished measurements are kept; the same command goes on from there.")
     studies = {name: _study(run, name, options, watch=watch, quiet=quiet) for name in run.models}

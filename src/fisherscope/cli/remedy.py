@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import click
 
 from fisherscope.cli.analyze import say
 from fisherscope.cli.failures import ClearCommand, mark_running
-from fisherscope.cli.options import run_config, run_options
-from fisherscope.cli.studying import leave
-from fisherscope.errors import ConfigError, TaskError
+from fisherscope.cli.options import run_options
+from fisherscope.cli.studying import leave, lesson, lesson_config, replayable
+from fisherscope.errors import ConfigError
 from fisherscope.metrics.study_run import begin_study
 from fisherscope.studies.remedies import remedies
 from fisherscope.studies.remedies.arms import NULLS, REMEDIES, STRENGTHS
@@ -99,20 +98,14 @@ def remedy_command(
     )  # fmt: skip
     options = {name: given.pop(name) for name in names}
     options |= {"arms": given.pop("arms") or REMEDIES, "levels": given.pop("levels") or LEVELS}
-    name, equals, file = learn.partition("=")
-    if not equals or not file:
-        raise ConfigError(f"--learn {learn!r} is not NAME=FILE, for example qa=data/qa.jsonl")
-    if any(task.partition("=")[0] == name for task in given["task"] or ()):
-        raise TaskError(f"--task {name!r} is the new task of --learn; leave it to that")
+    name, file = lesson(learn)
     measured = f"{name}-{HELD_OUT}"
-    config = run_config(**given)
-    extra = {name: file} | ({measured: held_out} if held_out else {})
-    config = dataclasses.replace(config, tasks={**config.tasks, **extra})
+    config = lesson_config({name: file} | ({measured: held_out} if held_out else {}), **given)
     if not isinstance(config.model, str):
         raise ConfigError("remedy takes one --model; study several one by one")
-    if set(config.tasks) <= {name, measured}:
-        raise TaskError("remedy needs an old task that is to be kept: give --task NAME=FILE")
     run = begin_study(config)
+    files = run.config.tasks
+    run = replayable(run, learn=f"{name}={files[name]}", held_out=files.get(measured))
     mark_running("Finished fine-tunings are kept; the same command goes on from there.")
     fisher = run.config.fisher
     if not quiet:

@@ -7,6 +7,8 @@ batch with memory that does not grow with the batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -134,6 +136,44 @@ def inner(g: Tensor, a: Tensor, delta: Tensor) -> Tensor:
     """
     moved = torch.matmul(at_least_fp32(a), delta.to(at_least_fp32(a).dtype).t())
     return moved.mul_(at_least_fp32(g)).sum((1, 2))
+
+
+# A product of two matrices that are at hand takes as long as that many positions of ``G_n``.
+_PRODUCT = 8
+
+
+def inners(g: Tensor, a: Tensor, deltas: Sequence[Tensor]) -> Tensor:
+    """``⟨G_n, Δ⟩`` for each example and several directions.
+
+    One direction at a time costs as much as forming ``G_n`` once, so it is formed where that
+    serves several, a block of rows at a time.
+
+    Args:
+        g: Output gradients [batch, shared, out].
+        a: Inputs [batch, shared, in].
+        deltas: Directions [out, in].
+
+    Returns:
+        One number per direction and example [directions, batch].
+    """
+    count, shared = len(deltas), g.shape[1]
+    if count * shared <= shared + _PRODUCT * (count + 1):
+        return torch.stack([inner(g, a, delta) for delta in deltas])
+    g, a = at_least_fp32(g), at_least_fp32(a)
+    rows, columns = deltas[0].shape
+    step = min(rows, max(1, BLOCK_BYTES // (4 * columns * (count + 1))))
+    product = torch.empty((step, columns), dtype=g.dtype, device=g.device)
+    found = torch.zeros((g.shape[0], count), dtype=g.dtype, device=g.device)
+    for start in range(0, rows, step):
+        # The directions' block stays in the cache while the examples pass by.
+        block = torch.stack([delta[start : start + step].to(g) for delta in deltas]).flatten(1)
+        part = product[: min(step, rows - start)]
+        flat = part.view(-1)
+        slices = g[:, :, start : start + step].transpose(1, 2).unbind(0)
+        for g_n, a_n, sums in zip(slices, a.unbind(0), found.unbind(0), strict=True):
+            torch.mm(g_n, a_n, out=part)
+            sums.addmv_(block, flat)
+    return found.t()
 
 
 # Below this width one product beats several smaller ones, although it does twice the work.

@@ -52,6 +52,10 @@ class Score(ABC):
     def dense(self, rows: slice, shape: Sequence[int]) -> Tensor:
         """``G_n`` of some examples of the batch [examples, *shape], fp32 or better."""
 
+    def inners(self, deltas: Sequence[Tensor]) -> Tensor:
+        """:meth:`inner` of several directions [directions, batch]."""
+        return torch.stack([self.inner(delta) for delta in deltas])
+
     def inner_along(self, delta: Tensor, dim: int) -> Tensor:
         """``⟨G_n, Δ⟩`` split into its parts along one dimension of the parameter.
 
@@ -131,6 +135,9 @@ class MatrixScore(Score):
 
     def inner(self, delta: Tensor) -> Tensor:  # noqa: D102
         return contraction.inner(*self._stored(), delta)
+
+    def inners(self, deltas: Sequence[Tensor]) -> Tensor:  # noqa: D102
+        return contraction.inners(*self._stored(), deltas)
 
     def inner_along(self, delta: Tensor, dim: int) -> Tensor:  # noqa: D102
         g, a = (fp32(x) for x in self._stored())
@@ -333,8 +340,14 @@ class DenseScore(Score):
         return torch.cat([self._add(self.positions(r), total) for r in self._chunks()])
 
     def inner(self, delta: Tensor) -> Tensor:  # noqa: D102
-        parts = [(self.gradients(r) * delta).flatten(1).sum(1) for r in self._chunks()]
-        return torch.cat(parts)
+        return self.inners([delta])[0]
+
+    def inners(self, deltas: Sequence[Tensor]) -> Tensor:  # noqa: D102
+        parts = []
+        for rows in self._chunks():
+            some = self.gradients(rows)
+            parts.append(torch.stack([(some * delta).flatten(1).sum(1) for delta in deltas]))
+        return torch.cat(parts, 1)
 
     def add(self, total: Tensor, weights: Tensor | None = None) -> None:  # noqa: D102
         for rows in self._chunks():

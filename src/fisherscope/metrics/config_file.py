@@ -109,6 +109,10 @@ def config_to_yaml(config: RunConfig) -> str:
         values["model"] = dict(config.model)
     values["fisher"] = settings_of(config.fisher)
     values["damage"] = {key: getattr(config.damage, key) for key in DAMAGE_KEYS}
+    if config.study is None:
+        del values["study"]
+    else:
+        values["study"] = dict(config.study)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from fisherscope.analysis.damage import Damage, damage
-from fisherscope.analysis.descent import descent_step
-from fisherscope.data import Example, halves
-from fisherscope.defaults import FisherConfig
+from fisherscope.analysis.damage import Damage, damage_prepared
+from fisherscope.analysis.descent import descent
+from fisherscope.arguments import check_number
+from fisherscope.data import halves
 from fisherscope.metrics.run_config import DamageConfig
+from fisherscope.preparation import Prepared
 from fisherscope.structures import Fisher
 
 Cells = list[dict[str, Any]]
@@ -31,11 +33,9 @@ _SAME = (
 
 
 def damage_matrix(
-    model: nn.Module,
-    tasks: Mapping[str, list[Example]],
+    tasks: Mapping[str, Prepared],
     fishers: Mapping[str, Fisher],
     config: DamageConfig,
-    fisher: FisherConfig,
     *,
     progress: bool = True,
     say: Callable[[str], None] = lambda _: None,
@@ -46,11 +46,10 @@ def damage_matrix(
     the other half, so that the cell of a task with itself is not flattered.
 
     Args:
-        model: The model, which comes back as it was.
-        tasks: Task name to examples.
+        tasks: Task name to its checked request, with the data's labels; the model comes back as
+            it was.
         fishers: Task name to stored Fisher, whose own prediction is shown beside.
         config: How the matrix is made.
-        fisher: Likelihood, batch size, seed and parameters.
         progress: Whether progress bars are shown.
         say: Called with a line of text at the beginning of each step.
 
@@ -59,47 +58,34 @@ def damage_matrix(
     """
     if not config.enabled:
         return {"definition": "Not computed: damage.enabled is false.", "cells": []}, {}
+    check_number("damage.fraction", config.fraction, above=0)
     say("A step for each task")
-    split = {name: _split(examples, config.max_examples) for name, examples in tasks.items()}
-    options = {
-        "likelihood": fisher.likelihood,
-        "batch_size": fisher.batch_size,
-        "seed": fisher.seed,
-    }
+    split = {name: _split(one, config.max_examples) for name, one in tasks.items()}
     steps = {
-        name: descent_step(
-            model,
-            moving,
-            fraction=config.fraction,
-            parameters=fisher.parameters,
-            **options,
-        )
-        for name, (moving, _) in split.items()
+        name: descent(moving, fraction=config.fraction).step for name, (moving, _) in split.items()
     }
     norms = {name: _norm(step) for name, step in steps.items()}
     cells: Cells = []
     damages: dict[str, Damage] = {}
     for on, (_, watched) in split.items():
         say(f"Damage to {on}: predicted, then measured")
-        damages[on] = damage(
-            model,
-            watched,
+        damages[on] = damage_prepared(
+            watched.under(replace(watched.config, fisher_type="mc")),
             steps,
             fishers={_STORED: fishers[on]},
             measure=config.measure,
             progress=progress,
-            **options,
         )
         cells += _cells(on, damages[on], norms)
     return {"definition": _definition(config), "cells": cells}, damages
 
 
-def _split(examples: list[Example], most: int | None) -> tuple[list[Example], list[Example]]:
+def _split(task: Prepared, most: int | None) -> tuple[Prepared, Prepared]:
     # First those that the step is made from, then those that it is looked at on.
-    if len(examples) < 2:
-        return examples, examples
-    moving, watched = halves(examples)
-    return (moving, watched) if most is None else (moving[:most], watched[:most])
+    if len(task.examples) < 2:
+        return task, task
+    moving, watched = (replace(task, examples=half[:most]) for half in halves(task.examples))
+    return moving, watched
 
 
 def _cells(on: str, found: Damage, norms: Mapping[str, float]) -> Cells:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
 
-from fisherscope.data import Example, batches
-from fisherscope.defaults import FisherConfig
+from fisherscope.data import batches
 from fisherscope.engine.losses import example_losses
-from fisherscope.preparation import prepare
+from fisherscope.preparation import Prepared
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +44,7 @@ class TaskLoss:
         """Mean loss of resampled examples.
 
         Args:
-            weights: int ``[resamples, n]``, how often each example was drawn.
+            weights: ``[resamples, n]``, how often each example was drawn.
 
         Returns:
             float64 ``[resamples]``, nats per token.
@@ -55,21 +52,18 @@ class TaskLoss:
         return (weights @ self.sums) / (weights @ self.tokens)
 
 
-def task_loss(model: nn.Module, examples: Sequence[Example], config: FisherConfig) -> TaskLoss:
+def task_loss(prepared: Prepared) -> TaskLoss:
     """Mean negative log-probability of the labels, in one forward pass over the data.
 
     Args:
-        model: The model; it comes back untouched.
-        examples: The task.
-        config: Its likelihood and batch size are used.
+        prepared: The checked request of the task, with the data's labels.
 
     Returns:
         The losses.
     """
-    settings = FisherConfig(likelihood=config.likelihood, batch_size=config.batch_size)
-    prepared = prepare(model, list(examples), settings)
     likelihood, rows = prepared.likelihood, prepared.examples
-    losses = example_losses(model, likelihood, prepared.coverage, batches(rows, config.batch_size))
+    groups = batches(rows, prepared.config.batch_size)
+    losses = example_losses(prepared.model, likelihood, prepared.coverage, groups)
     return TaskLoss(
         ids=tuple(example.id for example in rows),
         sums=np.array([losses[example.id] for example in rows]),

@@ -26,6 +26,7 @@ from fisherscope.metrics.findings import (
 )
 from fisherscope.metrics.losses import TaskLoss, task_loss
 from fisherscope.metrics.run_config import DamageConfig, settings_of
+from fisherscope.preparation import prepare
 from fisherscope.results import Result, plain
 from fisherscope.structures import Fisher
 
@@ -99,9 +100,18 @@ def analyze_model(
         The analysis.
     """
     fishers = {name: item.fisher for name, item in estimated.items()}
-    tasks = {name: used(tasks[name], fisher) for name, fisher in fishers.items()}
     say("Losses, importance and concentration")
-    losses = {name: task_loss(model, examples, config) for name, examples in tasks.items()}
+    own = FisherConfig(
+        parameters=config.parameters,
+        likelihood=config.likelihood,
+        seed=config.seed,
+        batch_size=config.batch_size,
+    )
+    # Rules are verified once for all that is asked about a task.
+    prepared = {
+        name: prepare(model, used(tasks[name], fisher), own) for name, fisher in fishers.items()
+    }
+    losses = {name: task_loss(task) for name, task in prepared.items()}
     curves, rows = {}, []
     for name, item in estimated.items():
         curves[name], participation = concentration_of(item.fisher)
@@ -110,9 +120,7 @@ def analyze_model(
         say("Similarity and overlap of tasks")
     pairs = similarity_rows(fishers, seed=config.seed)
     overlaps, no_overlap = overlap_rows(fishers, sparsity)
-    cells, damages = damage_matrix(
-        model, tasks, fishers, damage, config, progress=progress, say=say
-    )
+    cells, damages = damage_matrix(prepared, fishers, damage, progress=progress, say=say)
     first = next(iter(fishers.values()))
     now = datetime.datetime.now(datetime.UTC)
     results = plain({

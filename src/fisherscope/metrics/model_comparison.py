@@ -16,9 +16,9 @@ from fisherscope.metrics.losses import TaskLoss
 from fisherscope.metrics.model_analysis import ModelAnalysis
 from fisherscope.naming import addresses
 from fisherscope.results import Result
+from fisherscope.structures.intervals import RESAMPLES, resamples
 
 Outcome = Literal["higher", "lower", "unresolved", "described", "too_few"]
-RESAMPLES = 1000
 DAMAGE = "damage by "
 Row = dict[str, Any]
 
@@ -233,9 +233,7 @@ class _Pair:
 
 
 def _resampled(loss: TaskLoss, seed: int) -> np.ndarray:
-    n = len(loss.ids)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    return loss.means(weights)
+    return loss.means(resamples(len(loss.ids), seed))
 
 
 def _damages(found: Damage, by: str) -> TaskLoss | None:

@@ -70,6 +70,8 @@ class RunConfig:
         memory_limit: As in :func:`fisherscope.estimate`; ``None`` for no limit.
         offload_folder: As in :func:`fisherscope.estimate`; ``None`` for memory, or with a
             ``memory_limit`` for files without a name in ``out``.
+        study: Of a study's run: its ``command`` and that command's own options, as on the
+            command line; ``None`` for the main job.
     """
 
     model: str | Mapping[str, str]
@@ -85,6 +87,7 @@ class RunConfig:
     revision: str | None = None
     memory_limit: int | str | None = None
     offload_folder: str | None = None
+    study: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self._check_models()
@@ -110,6 +113,10 @@ class RunConfig:
             _ = self.budget
         except ParameterError as error:
             raise ConfigError(str(error)) from error
+        if self.study is not None:
+            if not isinstance(self.study, Mapping):
+                raise ConfigError(f"study is {self.study!r}; expected a mapping of options")
+            _text("study.command", self.study.get("command"))
         _check_fisher(self.fisher)
         object.__setattr__(self, "fisher", _in_text(self.fisher))
         _check_damage(self.damage)

@@ -53,8 +53,7 @@ def add_products(
                     along[draw] = torch.zeros(
                         (count, len(group)), dtype=torch.float64, device=sweep.device
                     )
-                for number, vector in enumerate(vectors[name]):
-                    along[draw][number, rows] += score.inner(vector)
+                along[draw][:, rows] += score.inners(vectors[name].unbind(0))
 
             def close(group: Sequence[Example] = group) -> None:
                 for weights in along.values():

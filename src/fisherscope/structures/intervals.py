@@ -1,14 +1,40 @@
-"""Standard errors and bootstrap of tensor traces, from a ledger's rows."""
+"""Bootstrap resamples; standard errors and bootstrap of tensor traces, from a ledger's rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from fisherscope.errors import ParameterError
 from fisherscope.structures.ledger import Ledger
+
+RESAMPLES = 1000
+
+
+def resamples(
+    n: int,
+    seed: int | Sequence[int] | np.random.Generator,
+    count: int = RESAMPLES,
+    *,
+    itself: bool = False,
+) -> np.ndarray:
+    """How often each example of a sample is in each of its bootstrap resamples.
+
+    Args:
+        n: Size of the sample.
+        seed: Of the draws, or the generator that makes them.
+        count: Number of resamples. Default: 1000.
+        itself: Whether the sample itself, all ones, stands before its resamples. Default:
+            ``False``.
+
+    Returns:
+        float64 ``[resamples, n]``; every row sums to ``n``.
+    """
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=count)
+    counts = drawn.astype(np.float64)
+    return np.concatenate([np.ones((1, n)), counts]) if itself else counts
 
 
 def over_examples(ledger: Ledger, weights: np.ndarray, factor: float) -> np.ndarray:
@@ -92,10 +118,9 @@ def bootstrap(
         raise ParameterError(f"n={n!r} resamples; use at least 1 (1000 is usual).")
     rng = np.random.default_rng(seed)
     squares, weights = ledger.by_group(ledger.squares), ledger.by_group(weights)
-    uniform = np.full(len(squares), 1 / len(squares))
     values = []
     for _ in range(n):
         # How often each row was drawn says all, and spares a copy of the rows.
-        counts = rng.multinomial(len(squares), uniform).astype(np.float64)
+        (counts,) = resamples(len(squares), rng, 1)
         values.append(statistic(factor * (counts @ squares) / (counts @ weights)))
     return np.asarray(values)

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-RESAMPLES = 1000
+from fisherscope.structures.intervals import resamples
+
 ENDS = (0.025, 0.975)
 FULL = "full"
 
@@ -150,13 +151,7 @@ def points_of(
 def _resamples(points: Sequence[Point], seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     sizes = {p.task: len(p.tokens) for p in points}
-    return {
-        task: np.concatenate([
-            np.ones((1, n)),
-            rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float),
-        ])
-        for task, n in sizes.items()
-    }
+    return {task: resamples(n, rng, itself=True) for task, n in sizes.items()}
 
 
 def _means(point: Point, values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -14,10 +14,10 @@ from scipy.stats import chi2
 
 from fisherscope.analysis.uncertainty.rows import Rows
 from fisherscope.errors import ParameterError
+from fisherscope.structures.intervals import RESAMPLES, resamples
 
 Outcome = Literal["measured", "no_labels", "too_few_examples", "one_class"]
 BINS = 15
-RESAMPLES = 1000
 FEWEST = 10
 
 
@@ -176,8 +176,7 @@ def table(rows: Rows, qualities: Mapping[str, Quality], seed: int) -> tuple[pd.D
     """
     examples = len(rows.ids)
     few = examples < FEWEST
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(examples, np.full(examples, 1 / examples), RESAMPLES).astype(float)
+    counts = resamples(examples, seed, RESAMPLES)
     size = np.bincount(rows.example, minlength=examples).astype(float)
     weights = None if few else (counts, counts @ size)
     found: dict[tuple[str, str], tuple[float, np.ndarray | None]] = {}

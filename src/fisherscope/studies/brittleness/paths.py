@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from fisherscope.structures.intervals import resamples
 from fisherscope.studies.brittleness.request import NEW
 from fisherscope.studies.brittleness.running import Run
 
-RESAMPLES = 1000
 LEVEL = 0.95
 ENDS = (1 - LEVEL) / 2, (1 + LEVEL) / 2
 
@@ -66,11 +66,8 @@ def resampled(runs: Sequence[Run], seed: int) -> Paths:
     shares = seed_weights(len(runs), rng)
     losses = {}
     for number, task in enumerate(sorted(runs[0].losses), start=1):
-        rng = np.random.default_rng((seed, number))
         tokens = runs[0].tokens[task]
-        n = len(tokens)
-        drawn = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-        counts = np.concatenate([np.ones((1, n)), drawn])
+        counts = resamples(len(tokens), (seed, number), itself=True)
         per_seed = np.stack([run.losses[task] for run in runs])  # [seeds, points, examples]
         mean = np.einsum("skn,bn->bsk", per_seed, counts, optimize=True)
         mean /= (counts @ tokens)[:, None, None]
@@ -88,10 +85,9 @@ def seed_weights(count: int, rng: np.random.Generator) -> np.ndarray:
     Returns:
         float64 ``[1 + resamples, count]``; each row sums to 1.
     """
-    drawn = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
     stretch = stats.t.ppf(ENDS[1], count - 1) / stats.norm.ppf(ENDS[1])
     stretch *= np.sqrt(count / (count - 1))
-    weights = 1 + stretch * (np.concatenate([np.ones((1, count)), drawn]) - 1)
+    weights = 1 + stretch * (resamples(count, rng, itself=True) - 1)
     return weights / count
 
 

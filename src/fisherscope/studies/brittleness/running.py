@@ -17,11 +17,12 @@ from fisherscope.engine.fingerprint import model_fingerprint
 from fisherscope.errors import NonFiniteError
 from fisherscope.estimation import estimate
 from fisherscope.preparation import VERSION
-from fisherscope.studies.brittleness.kept import Kept
 from fisherscope.studies.brittleness.request import NEW, Request
 from fisherscope.studies.course import Course, follow
 from fisherscope.studies.displacement import displacement
+from fisherscope.studies.kept import Kept
 
+FILE = "fine-tunings.jsonl"
 _TOP = "0.01"
 
 
@@ -69,7 +70,7 @@ class Runner:
 
     def __init__(self, request: Request):
         self.request = request
-        self.kept = Kept(request.folder)
+        self.kept = Kept(None if request.folder is None else request.folder / FILE)
         self.prints = {name: model_fingerprint(model) for name, model in request.models.items()}
         self.data = {task: fingerprint(rows) for task, rows in request.watch.items()}
         self.lessons = fingerprint(request.learn)
@@ -87,8 +88,7 @@ class Runner:
         """
         options = self.request.options
         key = ["search", *self._key(model, rate, options.seed), self.data[NEW]]
-        found = self.kept.once(key, lambda: {"fall": self._fall(model, rate)})["fall"]
-        return math.nan if found is None else found
+        return self.kept.once(key, lambda: {"fall": self._fall(model, rate)})["fall"]
 
     def _fall(self, model: str, rate: float) -> float:
         course = self._follow(model, rate, self.request.options.seed, watch=(NEW,))
@@ -138,10 +138,8 @@ class Runner:
         """
         config = self.request.config
         key = ["start", VERSION, self.prints[model], self.data, config.draws, config.seed]
-        found = self.kept.once(
-            key, lambda: {"looks": self._fishers(self.request.models[model], model, 0)}
-        )
-        return [_numbers(row) for row in found["looks"]]
+        at = self.request.models[model]
+        return self.kept.once(key, lambda: {"looks": self._fishers(at, model, 0)})["looks"]
 
     def _run(self, model: str, rate: float, seed: int, looks: tuple[int, ...]) -> dict[str, Any]:
         rows: list[dict[str, Any]] = []
@@ -156,8 +154,8 @@ class Runner:
             row["measured"] = float(change[0])
         return {
             "steps": list(course.steps),
-            "losses": dict(course.losses),
-            "tokens": dict(course.tokens),
+            "losses": {task: rows.tolist() for task, rows in course.losses.items()},
+            "tokens": {task: rows.tolist() for task, rows in course.tokens.items()},
             "outcome": course.outcome,
             "looks": rows,
         }
@@ -228,10 +226,6 @@ class Runner:
         ]
 
 
-def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: math.nan if value is None else value for key, value in row.items()}
-
-
 def _restored(model: str, rate: float, seed: int, found: Mapping[str, Any]) -> Run:
     return Run(
         model=model,
@@ -241,5 +235,5 @@ def _restored(model: str, rate: float, seed: int, found: Mapping[str, Any]) -> R
         losses={task: np.array(rows) for task, rows in found["losses"].items()},
         tokens={task: np.array(rows, dtype=float) for task, rows in found["tokens"].items()},
         outcome=found["outcome"],
-        looks=[_numbers(row) for row in found["looks"]],
+        looks=found["looks"],
     )

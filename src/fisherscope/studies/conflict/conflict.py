@@ -16,6 +16,7 @@ from fisherscope.errors import ParameterError, TaskError
 from fisherscope.naming import Selection
 from fisherscope.preparation import prepare
 from fisherscope.results import Result
+from fisherscope.structures.intervals import RESAMPLES
 from fisherscope.studies.conflict.cosines import cosines
 from fisherscope.studies.conflict.harm import tables
 from fisherscope.studies.conflict.metric import Fishers, inverse_fisher
@@ -23,7 +24,7 @@ from fisherscope.studies.conflict.rows import gather
 from fisherscope.studies.conflict.sketch import RowPlan, plan_rows
 
 MEMORY = 2 << 30
-RESAMPLES, PERMUTATIONS, MOST_PAIRS = 1000, 200, 100
+PERMUTATIONS, MOST_PAIRS = 200, 100
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from fisherscope.structures import intervals
 from fisherscope.studies.conflict.rows import Grams
 
 FEWEST = 5
@@ -56,8 +57,7 @@ class _Draws:
         self.counts = {}
         for task, own in grams.slices.items():
             n = own.stop - own.start
-            drawn = self.rng.multinomial(n, np.full(n, 1 / n), size=resamples)
-            self.counts[task] = np.vstack([np.ones(n), drawn])
+            self.counts[task] = intervals.resamples(n, self.rng, resamples, itself=True)
         self.pairs = {
             (a, b): ((self.counts[a] @ self._distinct(a, b)) * self.counts[b]).sum(1)
             for a in self.counts

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from fisherscope.analysis.damage import Damage, damage
 from fisherscope.analysis.outcomes import outcomes
-from fisherscope.analysis.step_damage import resamples
 from fisherscope.data import batches
 from fisherscope.defaults import DEFAULTS, FisherConfig
 from fisherscope.engine.displace import displaced
 from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import ParameterError, TaskError
 from fisherscope.preparation import Prepared, prepare
+from fisherscope.structures.intervals import resamples
 from fisherscope.studies.calibration import ENDS, calibrate_by_scale, points_of
 from fisherscope.studies.displacement import displacement, norm
 from fisherscope.studies.forgetting.result import Forgetting

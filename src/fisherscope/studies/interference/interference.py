@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from fisherscope.analysis.damage import Damage, damage
 from fisherscope.analysis.descent import descent_step
-from fisherscope.analysis.step_damage import resamples
 from fisherscope.data import Example, halves
 from fisherscope.defaults import DEFAULTS, FisherConfig
 from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import ParameterError, TaskError
 from fisherscope.preparation import prepare
+from fisherscope.structures.intervals import resamples
 from fisherscope.studies.calibration import ENDS, Point, calibrate_by_scale, points_of
 from fisherscope.studies.conflict import Conflict, conflict
 from fisherscope.studies.conflict.conflict import MEMORY
@@ -255,7 +255,7 @@ def _resampled(item: Damage, by: str, columns: list[str], seed: list[int]) -> np
     values = np.array([sum(row[column] for column in columns) for row in rows])
     tokens = np.array([row["tokens"] for row in rows], dtype=float)
     n = len(rows)
-    weights = np.concatenate([np.ones((1, n)), resamples(n, seed)])
+    weights = resamples(n, seed, itself=True)
     return (weights @ values) / (weights @ tokens)
 
 

@@ -14,11 +14,12 @@ from fisherscope.arguments import check_whole
 from fisherscope.engine.whole import needs_whole
 from fisherscope.errors import ParameterError
 from fisherscope.results import Result
+from fisherscope.structures.intervals import RESAMPLES
 from fisherscope.studies.percolation.comparison import check_same
 from fisherscope.studies.percolation.graph import neuron_graph
 from fisherscope.studies.percolation.result import MODEL, Percolation
 from fisherscope.studies.percolation.structural import bond_clusters
-from fisherscope.studies.percolation.threshold import RESAMPLES, Fall, estimate, fall
+from fisherscope.studies.percolation.threshold import Fall, estimate, fall
 
 Outcome = Literal["ok", "not_reached", "too_few_models", "too_few_examples"]
 _LEAST_MODELS, _LEAST_DRAWS = 3, 8

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from fisherscope.structures.intervals import resamples
 from fisherscope.studies.percolation.functional import Curve, position
 from fisherscope.studies.percolation.watch import LOSS, Task
 
-RESAMPLES = 1000
 # A loss that is no number any more; finite, so that a weight of zero leaves it out.
 _LOST = 1e30
 
@@ -157,12 +157,8 @@ def fall(curve: Curve, task: Task, seed: int) -> Fall:
     """
     sums = np.minimum(curve.sums[task.name][:, :, LOSS], _LOST)
     n, repetitions = len(task.ids), len(sums)
-    rng = np.random.default_rng((seed, 0))
-    drawn = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    weights = np.concatenate([np.ones((1, n)), drawn])
-    rng = np.random.default_rng((seed, 1))
-    again = rng.multinomial(repetitions, np.full(repetitions, 1 / repetitions), size=RESAMPLES)
-    shares = np.concatenate([np.ones((1, repetitions)), again]) / repetitions
+    weights = resamples(n, (seed, 0), itself=True)
+    shares = resamples(repetitions, (seed, 1), itself=True) / repetitions
     losses = np.einsum("bn,rkn->brk", weights, sums) / (weights @ task.tokens)[:, None, None]
     return Fall(curve.removed, curve.count, losses, shares, task.uninformed, n)
 

@@ -201,7 +201,6 @@ class _Study:
         self.interventions = Interventions(setting, progress=progress)
         self.kept = Kept(None if folder is None else folder / FILE, setting.identity)
         self.runs: dict[Key, _Run] = {}
-        self.known = {(row["arm"], row["seed"]): _read(row) for row in self.kept.rows}
         reason = placement.unavailable(setting.model) if LORA in setting.arms else None
         self.skipped = {} if reason is None else {LORA: reason, NULLS[LORA]: reason}
 
@@ -239,7 +238,8 @@ class _Study:
         bar = tqdm(keys, desc="fine-tunings", unit="run", disable=not self.progress)
         for arm, seed in bar:
             bar.set_postfix(arm=arm, seed=seed, refresh=False)
-            self.runs[arm, seed] = self.known.get((arm, seed)) or self._one(arm, seed)
+            found = self.kept.once([arm, seed], lambda a=arm, s=seed: _written(self._one(a, s)))
+            self.runs[arm, seed] = _read(found)
 
     def _one(self, arm: str, seed: int) -> _Run:
         setting = self.setting
@@ -261,9 +261,7 @@ class _Study:
                 f"a loss of {', '.join(map(repr, setting.watch))} is not finite before any "
                 "training; look at the model and at the rows"
             )
-        run = _Run(course, made.n_trainable, made.nbytes, made.modules)
-        self.kept.add(_written(arm, seed, run))
-        return run
+        return _Run(course, made.n_trainable, made.nbytes, made.modules)
 
     def _arms(self, arms: Sequence[str]) -> pd.DataFrame:
         rows = []
@@ -353,11 +351,9 @@ def _progress(gains: Mapping[int, Gain]) -> pd.DataFrame:
     ])
 
 
-def _written(arm: str, seed: int, run: _Run) -> dict[str, Any]:
+def _written(run: _Run) -> dict[str, Any]:
     course = run.course
     return {
-        "arm": arm,
-        "seed": seed,
         "trainable": run.n_trainable,
         "bytes": run.nbytes,
         "modules": run.modules,
