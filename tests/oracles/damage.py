@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
 from dataclasses import dataclass
@@ -16,12 +17,24 @@ from fisherscope.structures.manifest import file_record, signed
 Files = dict[str, bytes]
 
 # What no code expects, in values and in names.
-ODD = ["", "x" * 300, "../../x", "/dev/zero", "a\0b", "\ud800", "~nobody/x", "%FF", "a b", ".x", "1"]
+ODD = [
+    "",
+    "x" * 300,
+    "../../x",
+    "/dev/zero",
+    "a\0b",
+    "\ud800",
+    "~nobody/x",
+    "%FF",
+    "a b",
+    ".x",
+    "1",
+]
 # Nesting that json.dumps itself would not survive; put in after it.
 DEEP = {f"@{depth}": "[" * depth + "]" * depth for depth in (60, 900, 990, 10**5)}
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.sampled_from([2**62, 2**70, 10**400, -1])
-    | st.floats() | st.text(max_size=5) | st.sampled_from([*ODD, *DEEP]),
+HOT = st.sampled_from([*ODD, *DEEP, 2**62, 10**400, -1, 0, None, math.inf, math.nan, [], {}])
+VALUES = HOT | st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | HOT,
     lambda inner: st.lists(inner, max_size=3)
     | st.dictionaries(st.text(max_size=5) | st.sampled_from(ODD), inner, max_size=3),
     max_leaves=6,
@@ -72,7 +85,8 @@ def put(root: Path, files: Files, damages: list[Damage]) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content)
     for name in folders:
-        (root / name).mkdir(parents=True, exist_ok=True)
+        if not (root / name).exists():
+            (root / name).mkdir(parents=True)
     _seal(root)
 
 
@@ -85,6 +99,8 @@ def _changed(files: Files, damage: Damage, folders: list[str]) -> Files:
     if damage.how == "rename":
         old, new = name.split("/")[0], ODD[damage.place % len(ODD)].replace("/", "_")[:200]
         new = new.encode("utf-8", "replace").decode().replace("\0", "") or "%"
+        if any(n.split("/")[0] == new for n in files):
+            return files
         return {new + n[len(old) :] if n.split("/")[0] == old else n: c for n, c in files.items()}
     if damage.how in OF_FILES:
         if damage.how == "folder":

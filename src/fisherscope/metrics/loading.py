@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +154,7 @@ def check_finite(model: torch.nn.Module, source: str) -> None:
 
 
 def _source(model: str) -> tuple[str, bool]:
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if path.is_dir():
         if (path / "config.json").is_file():
             return str(path), True

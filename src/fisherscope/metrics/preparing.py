@@ -132,7 +132,7 @@ def _real(example: Example) -> Example:
 
 def _path(text: str) -> Path:
     # Without ".." but through links as the user wrote them.
-    return Path(os.path.abspath(Path(text).expanduser()))
+    return Path(os.path.abspath(Path(os.path.expanduser(text))))
 
 
 def _files(config: RunConfig) -> dict[str, Path]:

@@ -160,5 +160,5 @@ def _owner(handle: int) -> str:
         # A clock that was set back must not make an age negative.
         age = max(0.0, time.time() - float(owner["since"]))
         return f"process {owner['process']} on {owner['host']}, for {age:.0f} s"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return "another process, just now"

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from fisherscope.errors import IdentityError, StoreError
+from fisherscope.errors import IdentityError
+from fisherscope.structures.manifest import described_by
+
+T = TypeVar("T")
 
 
-class Kept:
+class Kept(Generic[T]):
     """Lines of JSON that are added one by one.
 
     Args:
         file: Where they are; ``None`` keeps nothing.
         identity: What the measurements depend on; those of another identity are refused.
+        read: Makes of a line's value what it stands for.
 
     Attributes:
         rows: What the file held when it was opened.
@@ -26,8 +30,8 @@ class Kept:
         IdentityError: If it holds measurements of another identity.
     """
 
-    def __init__(self, file: Path | None, identity: str):
-        self.rows: list[dict[str, Any]] = []
+    def __init__(self, file: Path | None, identity: str, read: Callable[[dict[str, Any]], T]):
+        self.rows: list[T] = []
         self._file = file
         if file is None:
             return
@@ -35,17 +39,16 @@ class Kept:
         if not file.exists():
             file.write_text(json.dumps({"identity": identity}) + "\n", encoding="utf-8")
             return
-        lines = file.read_text(encoding="utf-8").split("\n")
-        try:
+        with described_by(file):
+            lines = file.read_text(encoding="utf-8").split("\n")
             mine = json.loads(lines[0])["identity"] == identity
-            self.rows = [json.loads(line) for line in lines[1:-1]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{file} is damaged; delete it and start again") from error
         if not mine:
             raise IdentityError(
                 f"{file} holds measurements of another model, other data or other settings; "
                 "choose another folder, or delete it"
             )
+        with described_by(file):
+            self.rows = [read(json.loads(line)) for line in lines[1:-1]]
         # A line that was cut off by the interruption is dropped.
         if lines[-1]:
             temporary = file.with_suffix(".part")

@@ -7,11 +7,13 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fisherscope.errors import StoreError
 from fisherscope.results import plain
-from fisherscope.structures.manifest import read_json, write_json
+from fisherscope.structures.manifest import described_by, read_json, write_json
+
+T = TypeVar("T")
 
 
 class Kept:
@@ -24,25 +26,29 @@ class Kept:
     def __init__(self, folder: Path | None):
         self.folder = folder
 
-    def once(self, key: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def once(
+        self, key: Any, compute: Callable[[], dict[str, Any]], read: Callable[[dict[str, Any]], T]
+    ) -> T:
         """A result, from the folder if it is there.
 
         Args:
             key: All that it depends on, as plain values.
             compute: Makes it.
+            read: Makes of its plain values what they stand for.
 
         Returns:
-            The result as plain values.
+            The result.
 
         Raises:
-            StoreError: If the folder can't be written.
+            StoreError: If the folder can't be written, or holds something else under that name.
         """
         if self.folder is None:
-            return plain(compute())
+            return read(plain(compute()))
         name = hashlib.blake2b(json.dumps(plain(key)).encode(), digest_size=16).hexdigest()
         file = self.folder / f"{name}.json"
         if file.is_file():
-            return read_json(file)
+            with described_by(file):
+                return read(read_json(file))
         found = plain(compute())
         temporary = file.with_suffix(f".{os.getpid()}")
         try:
@@ -51,4 +57,4 @@ class Kept:
             os.replace(temporary, file)
         except OSError as error:
             raise StoreError(f"folder={self.folder} can't be written: {error}") from error
-        return found
+        return read(found)

@@ -197,9 +197,9 @@ class _Study:
     def __init__(self, setting: Setting, folder: Path | None, progress: bool):
         self.setting, self.progress = setting, progress
         self.interventions = Interventions(setting, progress=progress)
-        self.kept = Kept(None if folder is None else folder / FILE, setting.identity)
+        self.kept = Kept(None if folder is None else folder / FILE, setting.identity, _read)
         self.runs: dict[Key, _Run] = {}
-        self.known = {(row["arm"], row["seed"]): _read(row) for row in self.kept.rows}
+        self.known = dict(self.kept.rows)
         reason = placement.unavailable(setting.model) if LORA in setting.arms else None
         self.skipped = {} if reason is None else {LORA: reason, NULLS[LORA]: reason}
 
@@ -367,12 +367,13 @@ def _written(arm: str, seed: int, run: _Run) -> dict[str, Any]:
     }
 
 
-def _read(row: Mapping[str, Any]) -> _Run:
+def _read(row: Mapping[str, Any]) -> tuple[Key, _Run]:
     course = Course(
         steps=tuple(row["steps"]),
-        losses={task: np.array(losses) for task, losses in row["losses"].items()},
-        tokens={task: np.array(tokens) for task, tokens in row["tokens"].items()},
+        losses={task: np.array(losses, float) for task, losses in row["losses"].items()},
+        tokens={task: np.array(tokens, int) for task, tokens in row["tokens"].items()},
         training=tuple(row["training"]),
         outcome=row["outcome"],
     )
-    return _Run(course, row["trainable"], row["bytes"], tuple(row["modules"]))
+    run = _Run(course, row["trainable"], row["bytes"], tuple(row["modules"]))
+    return (str(row["arm"]), int(row["seed"])), run
