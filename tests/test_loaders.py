@@ -36,9 +36,8 @@ from oracles.damage import DAMAGES, put, read_files
 from structures.fishers import build, scores
 
 FEW, MANY = 20, 6400
-SLOW = {"checkpoint": 2000, "config": 2000}
-"""An estimate takes a while, and so does YAML that is nested a thousand deep. With the 6400 of each
-of the others 100,000 in all."""
+SLOW = {"checkpoint": 2000}
+"""An estimate takes a while. With the 6400 of each of the others it is more than 100,000 in all."""
 FISHER = build(scores("abc", draws=2), fisher_type="mc", skipped=("x",))
 SETTINGS = {"seed": 0, "steps": 3}
 CONFIG = """{"model": "org/name", "tasks": {"a": "a.jsonl", "b": "~/b.jsonl"}, "out": "run",

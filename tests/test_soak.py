@@ -26,7 +26,7 @@ SHAPES = {"a.weight": (192, 192), "a.bias": (192,), "square.weight": (192, 192)}
 BYTES = (2 * 192 * 192 + 192) * 4
 """One Fisher of float32 sums: 0.3 MB. Its ledger and its names come on top."""
 LIMIT = 3 * 2 * BYTES
-"""Room for the files of three of the six tasks with their averages."""
+"""A little less than the files of three of the six tasks take, with their averages."""
 
 
 class Mallinfo(ctypes.Structure):

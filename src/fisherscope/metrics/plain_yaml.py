@@ -11,6 +11,8 @@ from fisherscope.errors import ConfigError
 # What the library lets out where a tag and its value don't go together (``!!int ''``).
 _SENSELESS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
+_DEEPEST = 50
+
 
 def plain_yaml(text: str) -> Any:
     """Read YAML.
@@ -37,19 +39,27 @@ def plain_yaml(text: str) -> Any:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses aliases, and a key named twice, of which YAML would keep the last."""
+    """SafeLoader that refuses aliases, deep nesting, and keys named twice (YAML keeps the last)."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Read one node, refusing an alias: a few lines of them stand for gigabytes."""  # noqa: DOC201, DOC501
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise yaml.composer.ComposerError(
+            raise yaml.MarkedYAMLError(
                 None,
                 None,
                 f"aliases (*{event.anchor}) are not read, write it out",
                 event.start_mark,
             )
         return super().compose_node(parent, index)
+
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
+        """Take an opening bracket, unless too many are open: looking for their ends takes long."""  # noqa: DOC501
+        if self.flow_level >= _DEEPEST:
+            raise yaml.MarkedYAMLError(
+                None, None, f"more than {_DEEPEST} brackets are open", self.get_mark()
+            )
+        super().fetch_flow_collection_start(TokenClass)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build one mapping, refusing duplicates."""  # noqa: DOC201, DOC501
@@ -58,7 +68,7 @@ class _StrictLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (str, int, float, bool)):
                 if key in seen:
-                    raise yaml.constructor.ConstructorError(
+                    raise yaml.MarkedYAMLError(
                         None, None, f"key {key!r} is there twice", key_node.start_mark
                     )
                 seen.add(key)

@@ -55,8 +55,8 @@ def only_one(place: Path, doing: str) -> Generator[None]:
         raise
     except OSError as error:
         raise StoreError(
-            f"can't lock {place}: {error}. Choose a place that you may write to, on a file system "
-            "that knows flock."
+            f"can't lock {place}: {error}. Check that the disk has room, or choose a place that "
+            "you may write to, on a file system that knows flock."
         ) from error
     try:
         yield
