@@ -317,7 +317,7 @@ def test_out_of_memory_in_a_backward_pass_halves_the_batch(
     assert sizes[before - 1] == 3 and max(sizes[before:]) == 2
 
 
-# Would catch: a pace by the time of day. A day forward would have a state written that is not due,
+# Planted: a pace by the time of day. A day forward would have a state written that is not due,
 # a year back none for a year.
 @pytest.mark.parametrize(("days", "minutes", "writes"), [(1, 5.0, 1), (-365, 0.0, None)])
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch, days, minutes, writes):

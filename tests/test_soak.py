@@ -138,8 +138,8 @@ def check(found: dict) -> None:
     assert grown["resident"] < (2 * TASKS + 6) * BYTES
 
 
-# Would catch: a list that keeps every Fisher that was read; a file that each save leaves open; a
-# folder that is set aside and never removed.
+# Planted: a list that keeps every tenth Fisher that is read, whose pages are the file's; one that
+# keeps what is put; a file that each save leaves open; a folder that is set aside and never removed.
 def test_a_store_does_not_grow(tmp_path):
     check(soak(tmp_path / "store", 5.0))
 

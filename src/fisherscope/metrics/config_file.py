@@ -119,13 +119,11 @@ def _resolved(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     tasks = values.get("tasks")
     if isinstance(tasks, dict):
         values["tasks"] = {
-            name: str(folder / Path(os.path.expanduser(item)))
-            if isinstance(item, str) and item
-            else item
+            name: str(folder / os.path.expanduser(item)) if isinstance(item, str) and item else item
             for name, item in tasks.items()
         }
     if isinstance(values.get("out"), str) and values["out"]:
-        values["out"] = str(folder / Path(os.path.expanduser(values["out"])))
+        values["out"] = str(folder / os.path.expanduser(values["out"]))
     model = values.get("model")
     if isinstance(model, dict):
         values["model"] = {name: _beside(place, folder) for name, place in model.items()}
@@ -136,9 +134,10 @@ def _resolved(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _beside(model: Any, folder: Path) -> Any:
     # A relative model may also be a hub id; a folder beside the file decides.
-    if isinstance(model, str) and model and (folder / Path(os.path.expanduser(model))).is_dir():
-        return str(folder / Path(os.path.expanduser(model)))
-    return model
+    if not isinstance(model, str) or not model:
+        return model
+    place = folder / os.path.expanduser(model)
+    return str(place) if os.path.isdir(place) else model
 
 
 def _check_keys(path: Path | None, values: Mapping[str, Any]) -> None:

@@ -129,7 +129,9 @@ def _acquire(path: Path, place: Path, doing: str) -> int:
             _lock(handle)
             # The owner before may have removed the file after it was opened here.
             if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
-                _sign(handle)
+                # A full disk has no room for the name; to make some, one has to be let in.
+                with suppress(OSError):
+                    _sign(handle)
                 return handle
         except BlockingIOError:
             owner = _owner(handle)
