@@ -139,7 +139,7 @@ def check(found: dict) -> None:
 
 
 # Planted: a list that keeps every tenth Fisher that is read, whose pages are the file's; one that
-# keeps what is put; a file that each save leaves open; a folder that is set aside and never removed.
+# keeps what is put; a file that each save leaves open; a folder set aside and never removed.
 def test_a_store_does_not_grow(tmp_path):
     check(soak(tmp_path / "store", 5.0))
 

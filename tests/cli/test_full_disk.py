@@ -67,8 +67,8 @@ print(json.dumps(found))
 """
 
 
-# Would catch: a traceback, or an error of the operating system that says nothing to do; a file or
-# folder half written, which the next run takes for whole; one that can't be gone on from.
+# Planted: half of a folder left, half of a file left. Would catch: a traceback, or an error of the
+# operating system that says nothing to do; a lock that nobody holds; what can't be gone on from.
 @pytest.mark.skipif(not namespaces(), reason="no tmpfs of one's own on this machine")
 @pytest.mark.parametrize("command", ["estimate", "analyze"])
 def test_a_command_on_a_full_disk_ends_and_goes_on(tmp_path, command):

@@ -200,7 +200,7 @@ def _label(row: Row, names: Mapping[str, int] | None, *, regression: bool) -> to
         )
     if regression:
         if not abs(value) <= sys.float_info.max:
-            raise DataError(f"{row.where}: the label {value!r} is no finite number: remove the row")
+            raise DataError(f"{row.where}: the label {value!r} is not finite: remove the row")
         return torch.tensor(float(value))
     if not 0 <= value < 2**63 or (names is not None and value not in names.values()):
         known = f"one of {sorted(names.values())}" if names else "0 or more"
