@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -314,3 +315,30 @@ def test_out_of_memory_in_a_backward_pass_halves_the_batch(
     found = estimate(case, data, structure=structure, batch_size=3, checkpoint=place)
     same(found, whole)
     assert sizes[before - 1] == 3 and max(sizes[before:]) == 2
+
+
+# Planted: a pace by the time of day. A day forward would have a state written that is not due,
+# a year back none for a year.
+@pytest.mark.parametrize(("days", "minutes", "writes"), [(1, 5.0, 1), (-365, 0.0, None)])
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch, days, minutes, writes):
+    case, written, jump = models.fresh("bert-mlm"), [], [0.0]
+    whole = estimate(models.case("bert-mlm"), case.rows, batch_size=1)
+    last, tell, save = passes("bert-mlm", batch_size=1), time.time, fs.Fisher.save
+    count = stop_at(case.model, 0, Stop)
+
+    def jumping() -> float:
+        jump[0] = 86400.0 * days * (count[0] >= last - 1)
+        return tell() + jump[0]
+
+    def noted(fisher: fs.Fisher, place: Path) -> None:
+        written.append(fisher.n_examples)
+        save(fisher, place)
+
+    monkeypatch.setattr(time, "time", jumping)
+    monkeypatch.setattr(fs.Fisher, "save", noted)
+    place = fs.Checkpoint(tmp_path / "state", minutes=minutes)
+    same(estimate(case, case.rows, batch_size=1, checkpoint=place), whole)
+    assert jump[0]  # locks ask for the time of day, to say how old they are
+    assert len(written) == (writes or len(case.rows) + 1)
+    same(estimate(case, case.rows, checkpoint=place), whole)
+    assert [p.name for p in tmp_path.iterdir()] == ["state"]

@@ -190,6 +190,22 @@ def test_memory_is_what_is_alive_at_most(name, count, options):
     assert plan.memory_bytes == pytest.approx(live.peak, rel=0.2)
 
 
+# Planted: no slope; needs in proportion to the batch; a slope through nothing. What a batch of any
+# size needs (1000 here) grows with none.
+@pytest.mark.parametrize(
+    ("found", "padded", "needed"),
+    [
+        ([(10, 1100), (20, 1200)], 100, 2000),
+        ([(10, 1100), (20, 1200)], 5, 1200),  # never less than was seen
+        ([(10, 1300), (20, 1200)], 100, 1200),
+        ([(20, 1200)], 100, 6000),  # one alone tells no slope: the worst
+        ([(20, 1200), (20, 1200)], 100, 6000),
+    ],
+)
+def test_what_a_larger_batch_needs_is_a_line_through_two_smaller_ones(found, padded, needed):
+    assert planning._extrapolated(found, padded) == needed
+
+
 # Planted: the first part taken for the largest. Here 156, 200 and 4 numbers.
 def test_the_largest_part_counts():
     model = torch.nn.Sequential(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -103,9 +104,23 @@ class Pass:
     def _opened(self) -> Accumulator:
         found: list[Accumulator] = []
         self.ranks.each(lambda: found.append(self._accumulator()))
-        if self.earlier is not None and self.ranks.first:
-            found[0].resume(self.earlier.sums)
+        earlier = self.earlier
+        if earlier is not None:
+            with self._refusing("holds another kind of sums"):
+                self.ranks.once(lambda: found[0].resume(earlier.sums, earlier.layout))
         return found[0]
+
+    @contextmanager
+    def _refusing(self, why: str) -> Generator[None]:
+        """Say which folder it is that doesn't belong to this estimate."""
+        assert self.checkpoint is not None
+        try:
+            yield
+        except IdentityError as error:
+            raise IdentityError(
+                f"the checkpoint {self.checkpoint.path} {why}: {error} Delete it, or give another "
+                "folder."
+            ) from error
 
     def _accumulator(self) -> Accumulator:
         p = self.prepared
@@ -121,7 +136,8 @@ class Pass:
         if bare and stamp(place, MANIFEST) is None:
             return None
         earlier = load(place)
-        self.prepared.identity.check(earlier.identity, ignore=("data_fingerprint", "version"))
+        with self._refusing("is that of another estimate"):
+            self.prepared.identity.check(earlier.identity)
         ids = {*earlier.ledger.ids, *earlier.skipped}
         seen = [e for e in self.examples if e.id in ids]
         if fingerprint(seen) != earlier.identity.data_fingerprint or len(seen) != len(ids):
@@ -235,7 +251,8 @@ class Pass:
         del self.accumulator  # before the new one takes the same memory
         self.accumulator = self._accumulator()
         if self.checkpoint is not None and self.written:
-            self.accumulator.resume(load(self.checkpoint.path).sums)
+            written = load(self.checkpoint.path)
+            self.accumulator.resume(written.sums, written.layout)
         for group, _ in again:
             self._batch(sweep, group)
 

@@ -146,7 +146,9 @@ class FisherStore(MutableMapping[str, Fisher]):
             return iter(sorted(self._memory))
         if not self.path.is_dir():
             return iter(())
-        return iter(sorted(task_of(name) for name in folder_names(self.path, MANIFEST)))
+        tasks = {name: task_of(name) for name in folder_names(self.path, MANIFEST)}
+        # A folder under another name than its task's was put there by somebody else.
+        return iter(sorted(task for name, task in tasks.items() if _name(task) == name))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -221,9 +223,7 @@ class FisherStore(MutableMapping[str, Fisher]):
 
     def _folder(self, task: str) -> Path:
         assert self.path is not None
-        name = quote(task, safe="", errors="surrogatepass") or _EMPTY
-        # A leading dot would make "." and "..", or look like a folder being written.
-        name = name.replace(".", "%2E", 1) if name.startswith(".") else name
+        name = _name(task)
         if len(name) > _LONGEST:
             raise TaskError(
                 f"task {task[:40]!r}... makes a folder name of {len(name)} characters, more than "
@@ -247,7 +247,18 @@ def task_of(name: str) -> str:
     Returns:
         The task.
     """
-    return "" if name == _EMPTY else unquote(name, errors="surrogatepass")
+    if name == _EMPTY:
+        return ""
+    try:
+        return unquote(name, errors="surrogatepass")
+    except UnicodeDecodeError:
+        return name  # no task has such a folder
+
+
+def _name(task: str) -> str:
+    name = quote(task, safe="", errors="surrogatepass") or _EMPTY
+    # A leading dot would make "." and "..", or look like a folder being written.
+    return name.replace(".", "%2E", 1) if name.startswith(".") else name
 
 
 def _fisher_bytes(fisher: Fisher) -> int:

@@ -124,7 +124,7 @@ def test_tables_come_back_even_if_empty(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "does not exist; finish the run"), ("{", "cannot be read"), ("[]", "is not a result")],
+    [(None, "does not exist; finish the run"), ("{", "is not JSON"), ("[]", "is not a result")],
 )
 def test_unusable_results_are_named(tmp_path, content, said):
     # Would catch a report drawn from something else.

@@ -144,6 +144,7 @@ def _hostile(mark):
 
 
 def test_text_of_a_run_is_never_run(tmp_path):
+    # Planted: templates that escape nothing.
     # Catches names and texts that reach the page as markup, in a real browser and without the
     # page's own policy, which would hide the hole. The same texts in a page that does not escape
     # them leave their marks: the test would see it.

@@ -96,6 +96,34 @@ def test_leftovers_are_told_from_work_in_progress(run):
     assert same_bits(load(store / "code"), CODE) and same_bits(load(store / "math"), MATH)
 
 
+# Planted: everything removed; a predecessor put back over its successor, or although it lacks its
+# manifest; a folder that was only being written, or was being removed, put back.
+@pytest.mark.parametrize(
+    ("left", "whole", "there", "done"),
+    [
+        (".replaced.", True, False, "put back as code"),
+        (".replaced.", True, True, "removed"),
+        (".replaced.", False, False, "removed"),
+        (".saving.", True, False, "removed"),
+        (".removing.", True, False, "removed"),
+    ],
+)
+def test_only_a_whole_predecessor_is_put_back(run, left, whole, there, done):
+    store = run / "fisher"
+    place = store / f"{left}code"
+    shutil.copytree(store / "math", place)
+    if not there:
+        shutil.rmtree(store / "code")
+    if not whole:
+        (place / "fisher.json").unlink()
+    (finding,) = [f for f in check(run) if f.problem is not None]
+    assert finding.repair() == done
+    assert not place.exists()
+    found, expected = FisherStore(store), CODE if there else MATH
+    assert ("code" in found) == (there or done != "removed")
+    assert "code" not in found or same_bits(found["code"], expected)
+
+
 # Would catch: a record that makes us read, or remove, somebody else's files.
 def test_a_record_does_not_lead_outside(run):
     content = json.loads((run / RECORD).read_text())

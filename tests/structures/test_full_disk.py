@@ -71,8 +71,8 @@ def check(found: dict, reason: str) -> None:
     assert found["names"] == ["math"] and found["size"] >= 16
 
 
-# Would catch: what was there lost, or half of the new one left, when writing stops in the middle;
-# the room that the failed attempt took not given back; an error that says nothing to do.
+# Planted: what was there removed before the new one is whole; half of the new one left, with the
+# room that it takes. Would catch: an error that says nothing to do.
 @pytest.mark.skipif(not namespaces(), reason="no tmpfs of one's own on this machine")
 def test_a_tmpfs_that_is_full(tmp_path):
     found = run(tmp_path, "mount -t tmpfs -o size=1m none {disk} &&", ["unshare", "-rm"])

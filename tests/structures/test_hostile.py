@@ -1,4 +1,4 @@
-"""Folders made by somebody who means harm: only our own errors come out of them."""
+"""Folders made by somebody who means harm: each way by itself (``test_loaders.py`` draws more)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import json
 import os
 import pickle
 import struct
-import tempfile
-from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from fisherscope.errors import StoreError
 from fisherscope.structures import io, load, save
@@ -20,16 +16,6 @@ from fisherscope.structures.manifest import seal, signed
 from structures.fishers import build, same_bits, scores
 
 FISHER = build(scores("abc", draws=2), fisher_type="mc", skipped=("x",))
-# Where a value is put, and what: JSON of any shape, numbers that no array holds.
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.integers(2**62, 2**70) | st.text(max_size=5)
-    | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=6,
-)  # fmt: skip
-FILES = ["fisher.json", "ledger.json", "sums.safetensors", "ledger.safetensors",
-         "sums.safetensors.index.json", "ledger.safetensors.index.json"]  # fmt: skip
 
 
 def reseal(folder: Path, **changes) -> None:
@@ -118,94 +104,3 @@ def test_an_older_format_is_migrated_step_by_step(saved, monkeypatch):
         load(saved)  # the way from 0 to 1 is not known
     monkeypatch.setitem(io.MIGRATIONS, 0, lambda old: {**old, "skipped": tuple(old["skipped"])})
     assert same_bits(load(saved), FISHER)
-
-
-@st.composite
-def _damage(draw):
-    name = draw(st.sampled_from(FILES))
-    if name.endswith(".json") and draw(st.booleans()):
-        return name, ("value", draw(st.integers(0, 10**6)), draw(VALUES))
-    kind = draw(st.sampled_from(["flip", "cut", "insert"]))
-    return name, (kind, draw(st.integers(0, 10**6)), draw(st.binary(min_size=1, max_size=9)))
-
-
-def _paths(value, here=()):
-    """Where something could be put in a JSON value."""
-    yield here
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in items:
-        if isinstance(inner, (dict, list)):
-            yield from _paths(inner, (*here, key))
-        else:
-            yield (*here, key)
-
-
-def _apply(content: bytes, how) -> bytes:
-    kind, place, what = how
-    if kind == "value":
-        value = json.loads(content)
-        paths = list(_paths(value))
-        path = paths[place % len(paths)]
-        if not path:
-            return json.dumps(what).encode()
-        inner = value
-        for key in path[:-1]:
-            inner = inner[key]
-        inner[path[-1]] = what
-        return json.dumps(value).encode()
-    place %= len(content)
-    if kind == "cut":
-        return content[:place]
-    if kind == "insert":
-        return content[:place] + what + content[place:]
-    return content[:place] + bytes([content[place] ^ what[0]]) + content[place + 1 :]
-
-
-@cache
-def _intact() -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        save(FISHER, Path(folder) / "f")
-        return {name: (Path(folder) / "f" / name).read_bytes() for name in FILES}
-
-
-def _fuzz(folder: Path, damage) -> None:
-    intact = _intact()
-    for name, content in intact.items():
-        (folder / name).write_bytes(content)
-    name, how = damage
-    changed = _apply(intact[name], how)
-    (folder / name).write_bytes(changed)
-    try:
-        if name != "fisher.json":
-            reseal(folder)
-        else:
-            body = json.loads(changed)
-            (folder / name).unlink()
-            body.pop("checksum", None)
-            seal(folder, name, body)
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        (folder / name).write_bytes(changed)  # no JSON any more: as it is
-    try:
-        load(folder)
-    except StoreError as error:
-        assert str(folder) in str(error)
-
-
-_SETTINGS = {
-    "deadline": None,
-    "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-}
-
-
-# Would catch: any other exception than ours from anything that a file may hold, checksums and all.
-@settings(max_examples=300, **_SETTINGS)
-@given(_damage())
-def test_only_our_own_errors_come_out(saved, damage):
-    _fuzz(saved, damage)
-
-
-@pytest.mark.slow
-@settings(max_examples=100_000, **_SETTINGS)
-@given(_damage())
-def test_only_our_own_errors_come_out_of_very_many(saved, damage):
-    _fuzz(saved, damage)

@@ -9,30 +9,30 @@ from fisherscope.studies.kept import Kept
 def test_rows_come_back_and_a_cut_line_is_dropped(tmp_path):
     # Catches a half-written last line that is read or that the next row is glued to.
     file = tmp_path / "deep" / "rows.jsonl"
-    kept = Kept(file, "a")
+    kept = Kept(file, "a", dict)
     kept.add({"x": 0.1})
     kept.add({"x": 1 / 3})
     with file.open("a") as stream:
         stream.write('{"x": 0.')
-    again = Kept(file, "a")
+    again = Kept(file, "a", dict)
     assert again.rows == [{"x": 0.1}, {"x": 1 / 3}]
     again.add({"x": 2})
-    assert Kept(file, "a").rows[-1] == {"x": 2}
+    assert Kept(file, "a", dict).rows[-1] == {"x": 2}
 
 
 def test_others_measurements_are_refused(tmp_path):
     # Catches numbers of another model that are taken for this one's.
     file = tmp_path / "rows.jsonl"
-    Kept(file, "a")
+    Kept(file, "a", dict)
     with pytest.raises(IdentityError, match="another model"):
-        Kept(file, "b")
+        Kept(file, "b", dict)
     file.write_text("{not json\n")
-    with pytest.raises(StoreError, match="damaged"):
-        Kept(file, "a")
+    with pytest.raises(StoreError, match="rows.jsonl"):
+        Kept(file, "a", dict)
 
 
 def test_nothing_is_kept_without_a_file():
-    kept = Kept(None, "a")
+    kept = Kept(None, "a", dict)
     kept.add({"x": 1})
     assert kept.rows == []
 
@@ -51,7 +51,7 @@ def test_a_result_is_computed_once_per_key(tmp_path):
     for _ in range(2):
         kept = Kept(file)
         for rate in (0.1, 2.0, 0.1):
-            found = kept.once(["fall", ("a", rate)], at(rate))["fall"]
+            found = kept.once(["fall", ("a", rate)], at(rate), lambda row: row["fall"])
             assert found == rate / 3 or (rate > 1 and math.isnan(found))
     assert made == [0.1, 2.0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -76,7 +77,7 @@ def run_analysis(config: RunConfig, *, quiet: bool = False) -> Path:
         say=(lambda _: None) if quiet else say,
         command=command_line(),
     )
-    out = Path(config.out or ".").expanduser()
+    out = Path(os.path.expanduser(config.out or "."))
     if quiet:
         click.echo(f"Report: {out / REPORT}")
     else:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -199,7 +199,7 @@ def _label(row: Row, names: Mapping[str, int] | None, *, regression: bool) -> to
             + (" like the other labels of this file" if regression else "")
         )
     if regression:
-        if not math.isfinite(value):
+        if not abs(value) <= sys.float_info.max:
             raise DataError(f"{row.where}: the label {value!r} is not finite: remove the row")
         return torch.tensor(float(value))
     if not 0 <= value < 2**63 or (names is not None and value not in names.values()):

@@ -84,7 +84,7 @@ def read_rows(path: str | os.PathLike[str], max_examples: int | None) -> list[Ro
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    if path.is_dir():
+    if os.path.isdir(path):
         inside = sorted(p.name for p in path.glob("*.jsonl"))[:5]
         raise DataError(
             f"{path} is a directory: pass one file"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fisherscope.errors import StoreError
-from fisherscope.structures.manifest import read_json, write_json
+from fisherscope.structures.manifest import described_by, read_json, write_json
 
 MANIFEST = "manifest.json"
 MODELS, TASKS = "models", "tasks"
@@ -73,10 +73,13 @@ def find(out: Path, settings: Mapping[str, Any]) -> DemoArtifacts | None:
         return None
     if not content.keys() >= _FIELDS or content["settings"] != settings:
         return None
-    for name, digest in content["files"].items():
-        if not (out / name).is_file() or _sha256(out / name) != digest:
-            return None
-    return _artifacts(out, content, reused=True)
+    try:
+        with described_by(out / MANIFEST):
+            files = [(out / name, digest) for name, digest in content["files"].items()]
+            whole = all(file.is_file() and _sha256(file) == digest for file, digest in files)
+            return _artifacts(out, content, reused=True) if whole else None
+    except StoreError:
+        return None
 
 
 def publish(out: Path, content: Mapping[str, Any], fill: Callable[[Path], None]) -> DemoArtifacts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import platform
 import tempfile
 import time
@@ -74,7 +75,7 @@ def build(
     if seed != 0 and not (is_count(seed) and seed < 2**63):
         raise ParameterError(f"seed is {seed!r}: pass an integer from 0 to 2**63 - 1")
     start = time.monotonic()
-    out = Path(out).expanduser().absolute()
+    out = Path(os.path.expanduser(out)).absolute()
     settings = _settings(seed=seed, steps=steps, tuning_steps=tuning_steps)
     if earlier := find(out, settings):
         return earlier

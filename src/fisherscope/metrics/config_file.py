@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import yaml
 
 from fisherscope.defaults import FisherConfig
-from fisherscope.errors import ConfigError
+from fisherscope.errors import ConfigError, TaskError
+from fisherscope.metrics.plain_yaml import plain_yaml
 from fisherscope.metrics.run_config import (
     DAMAGE_KEYS,
     FISHER_KEYS,
@@ -43,9 +45,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
     try:
-        values = yaml.load(text, Loader=_StrictLoader)  # a SafeLoader: no object is built
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config file {_place(path, error)}") from error
+        values = plain_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"config file {path}{error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config file {path} is not a mapping; it begins with 'model: …'")
     _check_keys(path, values)
@@ -85,13 +87,14 @@ def config_from_yaml(path: str | Path) -> RunConfig:
     Raises:
         ConfigError: If the file cannot be read or one of its settings is wrong; the message
             names the file.
+        TaskError: If a task can't be called so.
     """
     try:
         return build_config(read_config(path))
-    except ConfigError as error:
+    except (ConfigError, TaskError) as error:
         if str(path) in str(error):
             raise
-        raise ConfigError(f"config file {path}: {error}") from error
+        raise type(error)(f"config file {path}: {error}") from error
 
 
 def config_to_yaml(config: RunConfig) -> str:
@@ -120,12 +123,12 @@ def _resolved(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     tasks = values.get("tasks")
     if isinstance(tasks, dict):
         values["tasks"] = {
-            name: str(folder / Path(item).expanduser()) if isinstance(item, str) and item else item
+            name: str(folder / os.path.expanduser(item)) if isinstance(item, str) and item else item
             for name, item in tasks.items()
         }
     for key in ("out", "offload_folder"):
         if isinstance(values.get(key), str) and values[key]:
-            values[key] = str(folder / Path(values[key]).expanduser())
+            values[key] = str(folder / os.path.expanduser(values[key]))
     model = values.get("model")
     if isinstance(model, dict):
         values["model"] = {name: _beside(place, folder) for name, place in model.items()}
@@ -136,9 +139,10 @@ def _resolved(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _beside(model: Any, folder: Path) -> Any:
     # A relative model may also be a hub id; a folder beside the file decides.
-    if isinstance(model, str) and model and (folder / Path(model).expanduser()).is_dir():
-        return str(folder / Path(model).expanduser())
-    return model
+    if not isinstance(model, str) or not model:
+        return model
+    place = folder / os.path.expanduser(model)
+    return str(place) if os.path.isdir(place) else model
 
 
 def _check_keys(path: Path | None, values: Mapping[str, Any]) -> None:
@@ -166,28 +170,3 @@ def _near(key: object, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {' or '.join(places[name] for name in close)}?"
     return f"; known are {', '.join(known)}"
-
-
-def _place(path: Path, error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error)
-    if mark is None:
-        return f"{path} is not valid YAML: {problem}"
-    return f"{path}:{mark.line + 1}:{mark.column + 1} is not valid YAML: {problem}"
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key named twice, of which YAML would keep only the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build one mapping, refusing duplicates."""  # noqa: DOC201, DOC501
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (str, int, float, bool)):
-                if key in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"key {key!r} is there twice", key_node.start_mark
-                    )
-                seen.add(key)
-        return super().construct_mapping(node, deep=deep)

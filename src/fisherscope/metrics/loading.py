@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,8 +154,8 @@ def check_finite(model: torch.nn.Module, source: str) -> None:
 
 
 def _source(model: str) -> tuple[str, bool]:
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(model))
+    if os.path.isdir(path):  # a name that no file can have is none either
         if (path / "config.json").is_file():
             return str(path), True
         if (path / "adapter_config.json").is_file():
@@ -167,7 +168,7 @@ def _source(model: str) -> tuple[str, bool]:
             f"model {path} has no config.json, so it is no Hugging Face checkpoint; give the "
             "folder that model.save_pretrained(…) wrote"
         )
-    if path.exists():
+    if os.path.exists(path):
         raise ConfigError(f"model {path} is a file; give the folder of the checkpoint")
     if not _HUB_ID.fullmatch(model) or model.startswith((".", "~")):
         raise ConfigError(f"model {model} is neither an existing folder nor a hub id like org/name")

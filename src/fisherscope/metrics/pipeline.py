@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
 import sys
 import time
@@ -216,7 +217,7 @@ def estimate_only(
         StoreError: If ``config.out`` is a run, whose store is a folder inside it. Whatever
             else is found wrong raises before the first estimate, as for :func:`analyze`.
     """
-    if config.out is not None and (Path(config.out).expanduser() / CONFIG).exists():
+    if config.out is not None and (Path(os.path.expanduser(config.out)) / CONFIG).exists():
         raise StoreError(
             f"{config.out} is a run; choose another --out, or its store, {config.out}/{FISHER}"
         )
@@ -261,7 +262,7 @@ def _checked(prepared: PreparedRun, out: Path, inside: Path) -> FisherStore:
 def _out(config: RunConfig) -> Path:
     if config.out is None:
         raise ConfigError("no out; give --out FOLDER, or 'out:' in a config file")
-    out = Path(config.out).expanduser().absolute()
+    out = Path(os.path.expanduser(config.out)).absolute()
     check_out(out)
     return out
 

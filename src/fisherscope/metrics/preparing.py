@@ -146,14 +146,14 @@ def _real(example: Example) -> Example:
 
 def _path(text: str) -> Path:
     # Without ".." but through links as the user wrote them.
-    return Path(os.path.abspath(Path(text).expanduser()))
+    return Path(os.path.abspath(Path(os.path.expanduser(text))))
 
 
 def _files(config: RunConfig) -> dict[str, Path]:
     files = {name: _path(path) for name, path in config.tasks.items()}
     for name, path in files.items():
-        if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
+        if not os.path.isfile(path):
+            what = "is a folder" if os.path.isdir(path) else "does not exist"
             raise DataError(f"task {name!r}: {path} {what}; give a JSONL file")
     return files
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -238,7 +237,7 @@ def _whole(key: str, value: Any, *, low: int) -> None:
 
 def _number(key: str, value: Any, *, low: float, high: float) -> None:
     fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not fits or not math.isfinite(value) or not low < value < high:
+    if not fits or not low < value < high:
         raise ConfigError(f"{key} is {value!r}; expected a number between {low:g} and {high:g}")
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from fisherscope.errors import StoreError
+from fisherscope.errors import ConfigError, StoreError
+from fisherscope.metrics.plain_yaml import plain_yaml
 from fisherscope.results import plain
 from fisherscope.structures.io import MANIFEST
+from fisherscope.structures.manifest import read_json
 
 CONFIG = "config.yaml"
 RESULTS = "results.json"
@@ -57,8 +58,8 @@ def _is_run(out: Path) -> bool:
     if (out / FISHER).is_dir():
         return True
     try:
-        config = yaml.safe_load((out / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        config = plain_yaml((out / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ConfigError):
         return False
     return isinstance(config, dict) and {"model", "tasks", "out"} <= set(config)
 
@@ -187,15 +188,12 @@ def read_results(run: Path) -> dict[str, Any]:
         StoreError: If it is missing, damaged, or of a format that this version cannot read.
     """
     path = run / RESULTS if run.is_dir() else run
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.exists():
         raise StoreError(
             f"{path} does not exist; finish the run with "
             f"`fisherscope analyze --config {path.parent / CONFIG}`"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read: {error}; run analyze again") from error
+        )
+    results = read_json(path)
     if not isinstance(results, dict) or results.get("format") != 1:
         raise StoreError(f"{path} is not a result of this version of fisherscope")
     return results

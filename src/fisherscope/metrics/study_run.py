@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def begin_study(config: RunConfig) -> StudyRun:
     start = time.perf_counter()
     if config.out is None:
         raise ConfigError("no out; give --out FOLDER")
-    out = Path(config.out).expanduser().absolute()
+    out = Path(os.path.expanduser(config.out)).absolute()
     check_out(out)
     several = not isinstance(config.model, str)
     names = list(config.model) if several else ["model"]

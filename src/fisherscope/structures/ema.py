@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from fisherscope.arguments import check_number
@@ -154,10 +155,14 @@ class FisherEMA:
             content = unseal(folder, MANIFEST, kind=FORMAT, version=FORMAT_VERSION)
             ema = cls(content["decay"])
             ema.steps = content["steps"]
+            if type(ema.steps) is not int or (ema.steps > 0) != (content["identity"] is not None):
+                raise ValueError(f"steps is {ema.steps!r}")
             if content["identity"] is not None:
                 ema.identity = Identity.from_json(content["identity"])
                 tensors = read_tensors(folder, "ema")
                 ema._average = {name: tensors[name] for name in ema.identity.parameters}
+                if any(t.dtype != torch.float32 for t in ema._average.values()):
+                    raise ValueError("an average is kept in float32")
         return ema
 
     def __repr__(self) -> str:

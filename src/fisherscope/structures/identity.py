@@ -111,9 +111,21 @@ class Identity:
 
         Returns:
             An equal identity.
+
+        Raises:
+            TypeError: If a field is of another type.
         """
         parameters = {name: tuple(shape) for name, shape in fields["parameters"]}
-        return cls(**{**fields, "parameters": parameters})
+        found = cls(**{**fields, "parameters": parameters})
+        texts = [getattr(found, f.name) for f in dataclasses.fields(cls) if f.type == "str"]
+        counts = [found.draws, *(size for shape in parameters.values() for size in shape)]
+        if not all(isinstance(text, str) for text in (*texts, *parameters)):
+            raise TypeError("a field that is text holds something else")
+        if not all(type(count) is int and count >= 0 for count in counts) or found.draws < 1:
+            raise TypeError("draws and shapes are not positive integers")
+        if type(found.seed) is not int or not 0 <= int(found.data_fingerprint, 16) < _MODULUS:
+            raise TypeError("seed or data_fingerprint is not a number")
+        return found
 
 
 def _difference(field: str, mine: Any, theirs: Any) -> str:

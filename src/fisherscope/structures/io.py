@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -178,15 +178,24 @@ def _rebuild(content: dict[str, Any], folder: Path) -> Fisher:
     identity = Identity.from_json(content["identity"])
     halves = (_read(folder / "half-0"), _read(folder / "half-1")) if content["halves"] else None
     layout = tuple(BlockLayout.from_json(block) for block in content.get("layout", ()))
+    if type(content["n_units"]) is not int or content["n_units"] < 0:
+        raise ValueError("n_units is not a count")
     # Files have no order: sums by parameter come back in the model's, others by their keys'.
     order = sorted(sums) if layout else identity.parameters
     return Fisher.of_structure(content["structure"])(
         identity=identity,
         sums={key: sums[key] for key in order},
-        ledger=Ledger(ids=tuple(ledger["ids"]), tensors=tuple(ledger["tensors"]), **arrays),
-        coverage=content["coverage"],
+        ledger=Ledger(ids=_texts(ledger["ids"]), tensors=_texts(ledger["tensors"]), **arrays),
+        coverage=dict(zip(content["coverage"], _texts(content["coverage"].values()), strict=True)),
         n_units=content["n_units"],
         halves=halves,
-        skipped=tuple(content["skipped"]),
+        skipped=_texts(content["skipped"]),
         layout=layout,
     )
+
+
+def _texts(values: Iterable[Any]) -> tuple[str, ...]:
+    found = tuple(values)
+    if isinstance(values, str) or not all(isinstance(value, str) for value in found):
+        raise TypeError("what is not text stands among names")
+    return found

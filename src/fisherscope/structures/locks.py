@@ -55,8 +55,8 @@ def only_one(place: Path, doing: str) -> Generator[None]:
         raise
     except OSError as error:
         raise StoreError(
-            f"can't lock {place}: {error}. Choose a place that you may write to, on a file system "
-            "that knows flock."
+            f"can't lock {place}: {error}. Check that the disk has room, or choose a place that "
+            "you may write to, on a file system that knows flock."
         ) from error
     try:
         yield
@@ -129,7 +129,9 @@ def _acquire(path: Path, place: Path, doing: str) -> int:
             _lock(handle)
             # The owner before may have removed the file after it was opened here.
             if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
-                _sign(handle)
+                # A full disk has no room for the name; to make some, one has to be let in.
+                with suppress(OSError):
+                    _sign(handle)
                 return handle
         except BlockingIOError:
             owner = _owner(handle)
@@ -160,5 +162,5 @@ def _owner(handle: int) -> str:
         # A clock that was set back must not make an age negative.
         age = max(0.0, time.time() - float(owner["since"]))
         return f"process {owner['process']} on {owner['host']}, for {age:.0f} s"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return "another process, just now"

@@ -114,7 +114,9 @@ def read_signed(
 
 
 # What nonsense in a file makes of the code that takes it for sense.
-_SENSELESS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
+_SENSELESS = (
+    LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, OSError
+)  # fmt: skip
 
 
 @contextmanager

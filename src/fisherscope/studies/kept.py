@@ -5,30 +5,41 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from fisherscope.errors import IdentityError, StoreError
+from fisherscope.structures.manifest import described_by
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
-class Kept:
+class Kept(Generic[T]):
     """Lines of JSON that are added one by one.
 
     Args:
         file: Where they are; ``None`` keeps nothing.
         identity: What all measurements depend on; those of another identity are refused.
             Default: nothing that is not in their keys.
+        read: Makes of a line's value what it stands for. Default: nothing else.
 
     Attributes:
         rows: What the file held when it was opened.
 
     Raises:
-        StoreError: If the file is damaged or can't be written.
-        IdentityError: If it holds measurements of another identity.
+        IdentityError: If the file holds measurements of another identity. If it is damaged, or
+            can't be written, :class:`StoreError`.
     """
 
-    def __init__(self, file: Path | None, identity: str = ""):
-        self.rows: list[dict[str, Any]] = []
+    def __init__(
+        self,
+        file: Path | None,
+        identity: str = "",
+        read: Callable[[dict[str, Any]], T] = dict,
+    ):
+        self.rows: list[T] = []
         self._file = file
         self._found: dict[str, dict[str, Any]] = {}
         if file is None:
@@ -36,19 +47,18 @@ class Kept:
         if not file.exists():
             self._append({"identity": identity})
             return
-        lines = file.read_text(encoding="utf-8").split("\n")
-        try:
+        with described_by(file):
+            lines = file.read_text(encoding="utf-8").split("\n")
             mine = json.loads(lines[0])["identity"] == identity
-            self.rows = [json.loads(line) for line in lines[1:-1]]
-            whole = [row for row in self.rows if "found" in row]
-            self._found = {json.dumps(row["key"]): row["found"] for row in whole}
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{file} is damaged; delete it and start again") from error
         if not mine:
             raise IdentityError(
                 f"{file} holds measurements of another model, other data or other settings; "
                 "choose another folder, or delete it"
             )
+        with described_by(file):
+            rows = [json.loads(line) for line in lines[1:-1]]
+            self._found = {json.dumps(row["key"]): row["found"] for row in rows if "found" in row}
+            self.rows = [read(row) for row in rows]
         # A line that was cut off by the interruption is dropped.
         if lines[-1]:
             temporary = file.with_suffix(".part")
@@ -64,21 +74,27 @@ class Kept:
         if self._file is not None:
             self._append(row)
 
-    def once(self, key: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def once(
+        self, key: Any, compute: Callable[[], dict[str, Any]], read: Callable[[dict[str, Any]], R]
+    ) -> R:
         """A result, computed only if there is none for this key.
 
         Args:
             key: All that it depends on beside the identity, as plain values.
             compute: Makes it, of plain values.
+            read: Makes of these what they stand for.
 
         Returns:
-            The result.
+            The result. If the file holds something else under the key, :class:`StoreError` is
+            raised.
         """
         place = json.dumps(key)
         if place not in self._found:
-            self._found[place] = compute()
-            self.add({"key": key, "found": self._found[place]})
-        return self._found[place]
+            found = compute()
+            self.add({"key": key, "found": found})
+            self._found[place] = found
+        with described_by(self._file) if self._file else nullcontext():
+            return read(self._found[place])
 
     def _append(self, row: Mapping[str, Any]) -> None:
         assert self._file is not None

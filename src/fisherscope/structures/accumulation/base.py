@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fisherscope.engine.coverage import Coverage
 from fisherscope.engine.scores import Score
-from fisherscope.structures.layout import BlockLayout
+from fisherscope.errors import IdentityError
+from fisherscope.structures.layout import BlockLayout, check_same
 from fisherscope.structures.rooms import Room, memory
 
 
@@ -110,13 +111,20 @@ class Accumulator(ABC):
         for key, total in other.sums.items():
             self.sums[key].add_(total)
 
-    def resume(self, sums: Mapping[str, Tensor]) -> None:
+    def resume(self, sums: Mapping[str, Tensor], layout: Sequence[BlockLayout]) -> None:
         """Go on from earlier sums.
 
         Args:
             sums: As :meth:`results` gave them.
+            layout: Their blocks.
+
+        Raises:
+            IdentityError: If they are not sums of this kind.
         """
+        check_same(self.layout, layout)
         for key, total in self.sums.items():
+            if key not in sums or sums[key].shape != total.shape:
+                raise IdentityError(f"the sum {key!r} is missing, or has another shape.")
             # Going on from the same sums, not adding to them at the end, rounds the same way.
             total.copy_(sums[key])
 

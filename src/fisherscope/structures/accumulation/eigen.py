@@ -14,7 +14,7 @@ from fisherscope.engine.contraction import at_least_fp32
 from fisherscope.engine.coverage import Coverage
 from fisherscope.engine.scores import Score
 from fisherscope.engine.sharing import identical
-from fisherscope.errors import CoverageError
+from fisherscope.errors import CoverageError, IdentityError
 from fisherscope.structures.accumulation.base import Accumulator, zeros
 from fisherscope.structures.layout import BlockLayout
 from fisherscope.structures.rooms import Room, memory
@@ -156,6 +156,14 @@ class EigenAccumulator(Accumulator):
         contraction.add_gram(g, self.sums[f"{name}:matrix"])
         return g.square().sum(1)
 
+    def resume(self, sums: Mapping[str, Tensor], layout: Sequence[BlockLayout]) -> None:  # noqa: D102
+        super().resume(sums, layout)
+        for key, vectors in self._used_basis().items():
+            if not torch.equal(vectors, sums[key]):
+                raise IdentityError(
+                    f"the eigenvectors {key!r} are others than those of the factors."
+                )
+
     def batch_norms(self) -> np.ndarray:  # noqa: D102
         self._rotated = None
         return super().batch_norms()
@@ -165,9 +173,12 @@ class EigenAccumulator(Accumulator):
             key: (contraction.mirror(t) if key.endswith(":matrix") else t).detach().cpu()
             for key, t in self.sums.items()
         }
+        return self._used_basis() | found
+
+    def _used_basis(self) -> dict[str, Tensor]:
         used = {f"{b.names[0]}:gradients" for b in self._layout if b.kind == "eigen"}
         used |= {f"{b.inputs}:inputs" for b in self._layout if b.kind == "eigen"}
-        return {k: q for k, q in self._basis.items() if k.rpartition(".")[0] in used} | found
+        return {k: q for k, q in self._basis.items() if k.rpartition(".")[0] in used}
 
 
 def rotate(x: Tensor, basis: Sequence[Tensor], ones: bool = False) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -212,7 +213,7 @@ def make_request(
         uninformed={task: _uninformed(p) for task, p in prepared[names[0]].items()},
         config=config,
         options=options,
-        folder=None if folder is None else Path(folder).expanduser().absolute(),
+        folder=None if folder is None else Path(os.path.expanduser(folder)).absolute(),
     )
 
 

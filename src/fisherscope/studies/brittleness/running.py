@@ -88,7 +88,9 @@ class Runner:
         """
         options = self.request.options
         key = ["search", *self._key(model, rate, options.seed), self.data[NEW]]
-        return self.kept.once(key, lambda: {"fall": self._fall(model, rate)})["fall"]
+        return self.kept.once(
+            key, lambda: {"fall": self._fall(model, rate)}, lambda found: float(found["fall"])
+        )
 
     def _fall(self, model: str, rate: float) -> float:
         course = self._follow(model, rate, self.request.options.seed, watch=(NEW,))
@@ -122,8 +124,10 @@ class Runner:
                 config.draws,
                 config.seed,
             ]
-            self._known[place] = _restored(
-                model, rate, seed, self.kept.once(key, lambda: self._run(model, rate, seed, looks))
+            self._known[place] = self.kept.once(
+                key,
+                lambda: self._run(model, rate, seed, looks),
+                lambda found: _restored(model, rate, seed, found),
             )
         return self._known[place]
 
@@ -138,8 +142,11 @@ class Runner:
         """
         config = self.request.config
         key = ["start", VERSION, self.prints[model], self.data, config.draws, config.seed]
-        at = self.request.models[model]
-        return self.kept.once(key, lambda: {"looks": self._fishers(at, model, 0)})["looks"]
+        return self.kept.once(
+            key,
+            lambda: {"looks": self._fishers(self.request.models[model], model, 0)},
+            lambda found: [_numbers(row) for row in found["looks"]],
+        )
 
     def _run(self, model: str, rate: float, seed: int, looks: tuple[int, ...]) -> dict[str, Any]:
         rows: list[dict[str, Any]] = []
@@ -226,14 +233,18 @@ class Runner:
         ]
 
 
+def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v if isinstance(v, (str, int)) else float(v) for k, v in row.items()}
+
+
 def _restored(model: str, rate: float, seed: int, found: Mapping[str, Any]) -> Run:
     return Run(
         model=model,
         rate=rate,
         seed=seed,
-        steps=np.array(found["steps"]),
-        losses={task: np.array(rows) for task, rows in found["losses"].items()},
+        steps=np.array(found["steps"], int),
+        losses={task: np.array(rows, dtype=float) for task, rows in found["losses"].items()},
         tokens={task: np.array(rows, dtype=float) for task, rows in found["tokens"].items()},
         outcome=found["outcome"],
-        looks=found["looks"],
+        looks=[_numbers(row) for row in found["looks"]],
     )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -67,10 +68,9 @@ class Bench:
         self.watch = watch
         self.seed = seed
         self._known: dict[str, Measured] = {INTACT: dict(watch.intact)}
-        self._kept = Kept(None if folder is None else folder / FILE, identity)
-        for row in self._kept.rows:
-            tasks = {name: np.array(sums) for name, sums in row["tasks"].items()}
-            self._known.setdefault(row["key"], {}).update(tasks)
+        self._kept = Kept(None if folder is None else folder / FILE, identity, _read)
+        for key, tasks in self._kept.rows:
+            self._known.setdefault(key, {}).update(tasks)
         self._progress, self._bar = progress, tqdm(disable=True)
         self._interrupted = Noted()
 
@@ -166,6 +166,10 @@ class Bench:
         self._bar.update()
         self._interrupted.obey()
         return known
+
+
+def _read(row: Mapping[str, Any]) -> tuple[str, Measured]:
+    return str(row["key"]), {name: np.array(sums, float) for name, sums in row["tasks"].items()}
 
 
 def hash_seed(seed: int, draw: int) -> int:

@@ -238,8 +238,10 @@ class _Study:
         bar = tqdm(keys, desc="fine-tunings", unit="run", disable=not self.progress)
         for arm, seed in bar:
             bar.set_postfix(arm=arm, seed=seed, refresh=False)
-            found = self.kept.once([arm, seed], lambda a=arm, s=seed: _written(self._one(a, s)))
-            self.runs[arm, seed] = _read(found)
+            made = self.kept.once(
+                [arm, seed], lambda a=arm, s=seed: _written(self._one(a, s)), _read
+            )
+            self.runs[arm, seed] = made
 
     def _one(self, arm: str, seed: int) -> _Run:
         setting = self.setting
@@ -368,8 +370,8 @@ def _written(run: _Run) -> dict[str, Any]:
 def _read(row: Mapping[str, Any]) -> _Run:
     course = Course(
         steps=tuple(row["steps"]),
-        losses={task: np.array(losses) for task, losses in row["losses"].items()},
-        tokens={task: np.array(tokens) for task, tokens in row["tokens"].items()},
+        losses={task: np.array(losses, float) for task, losses in row["losses"].items()},
+        tokens={task: np.array(tokens, int) for task, tokens in row["tokens"].items()},
         training=tuple(row["training"]),
         outcome=row["outcome"],
     )

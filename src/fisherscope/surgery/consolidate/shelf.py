@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -10,17 +9,17 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fisherscope.errors import ParameterError
+from fisherscope.errors import ParameterError, StoreError
 from fisherscope.structures.folder import find_folder, write_folder
-from fisherscope.structures.manifest import seal
-from fisherscope.structures.shards import write_tensors
+from fisherscope.structures.manifest import AGAIN, described_by, read_json, seal
+from fisherscope.structures.shards import index_of, write_tensors
 
 Storage = Literal["model", "cpu", "disk"]
 
-_MANIFEST = "kept.json"
+_MANIFEST, _STEM = "kept.json", "kept"
 _OWNED = re.compile(
     r"kept\.json|kept(-\d{5}-of-\d{5})?\.safetensors|kept\.safetensors\.index\.json"
 )
@@ -73,7 +72,7 @@ class Shelf:
         content = {"format": "fisherscope-kept", "format_version": 1}
 
         def fill(folder: Path) -> None:
-            write_tensors(folder, "kept", host)
+            write_tensors(folder, _STEM, host)
             seal(folder, _MANIFEST, content)
 
         write_folder(place, _MANIFEST, _OWNED, fill)
@@ -103,16 +102,26 @@ class Mapped(Mapping[str, Tensor]):
     process's own.
 
     Args:
-        folder: What :func:`fisherscope.structures.shards.write_tensors` wrote to.
+        folder: What :func:`fisherscope.structures.shards.write_tensors` wrote to; one that was
+            changed since raises :class:`StoreError`.
     """
 
     def __init__(self, folder: Path) -> None:
-        index = json.loads((folder / "kept.safetensors.index.json").read_text())
-        self._files = {key: folder / file for key, file in index["weight_map"].items()}
+        place = folder / index_of(_STEM)
+        with described_by(place):
+            # Base names only: a foreign index must not make us read elsewhere.
+            names = {key: Path(file).name for key, file in read_json(place)["weight_map"].items()}
+        self._files = {key: folder / name for key, name in names.items()}
 
     def __getitem__(self, key: str) -> Tensor:
-        with safe_open(self._files[key], framework="pt") as file:
-            return file.get_tensor(key)
+        place = self._files[key]
+        try:
+            if not place.is_file():
+                raise OSError("it is missing, or no file")
+            with safe_open(place, framework="pt") as file:
+                return file.get_tensor(key)
+        except (OSError, SafetensorError) as error:
+            raise StoreError(f"can't read {key!r} from {place}: {error}. {AGAIN}") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
