@@ -29,9 +29,12 @@ def planted():
     before = model.layer.weight.detach().clone()
     old, new = tasks(model, 2)
     state = torch.get_rng_state()
+    # Draws hang on the last bit of the data, which processors round differently: with many of them
+    # no processor chooses other weights.
     found = fs.remedies(
         model, new, {"old": old}, schedule=SCHEDULE, freeze_share=0.5, mask_share=0.5,
-        strength=30.0, arms=["ewc", "freeze", "mask"], **OPTIONS,
+        strength=20.0, arms=["ewc", "freeze", "mask"], draws=32,
+        **{**OPTIONS, "seeds": (0, 1, 2, 3, 4)},
     )  # fmt: skip
     assert torch.equal(model.layer.weight, before) and model.layer.weight.grad is None
     assert torch.equal(torch.get_rng_state(), state)
