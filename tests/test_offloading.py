@@ -86,6 +86,7 @@ def test_the_plan_knows_what_is_on_disk(tmp_path, monkeypatch, options):
         fisher = fs.estimate(case.model, data, progress=False, **options)
     assert plan.memory_bytes == pytest.approx(live.peak, rel=0.2)
     kept = sum(t.numel() * t.element_size() for part in sums_of(fisher) for t in part.values())
+    assert plan.sums_bytes <= options.get("memory_limit", 0)
     if "structure" not in options:
         assert plan.disk_bytes == kept
     assert f"{plan.disk_bytes / 1000:.3g} KB on disk" in str(plan)

@@ -44,7 +44,8 @@ class Plan(Result):
         memory_bytes: Predicted peak of the tensors beside the model: sums, for EKFAC the factors
             and their eigenvectors, and what the largest batch needs; or what verifying the rules
             takes, if that is more.
-        sums_bytes: The sums of the largest part of a ``memory_limit``, of all halves.
+        sums_bytes: The sums that are in memory at once: those of the largest part of a
+            ``memory_limit``, of all halves unless finished ones are on disk.
         fisher_bytes: The Fisher itself with its halves, on disk or in memory.
         seconds: Predicted time, from a trial on a few examples; verifying the rules included.
             Of several ranks, the memory is that of the one that takes most, the time that of the
@@ -190,7 +191,11 @@ def _plan(
     sums = [[size for _, size in _parts(stage, budget)] for stage in stages]
     peaks = (_peak(*both, needed, budget) for both in zip(stages, sums, strict=True))
     peak = max(verified, *peaks)
-    most = max(map(max, sums)) * (3 if prepared.config.halves else 1)
+    kept = budget.kept_bytes(prepared)
+    if kept is None:
+        most = max(map(max, sums)) * (3 if prepared.config.halves else 1)
+    else:
+        most = max(_working(*both, budget) for both in zip(stages, sums, strict=True))
     return Plan(
         rules=outline(
             prepared.spec, prepared.parameters, prepared.coverage, prepared.config.unit
@@ -205,7 +210,7 @@ def _plan(
         seconds=verifying + seconds * work * sum(map(len, sums)),
         sizes={name: p.numel() for name, p in prepared.parameters.items()},
         rounds=sum(map(len, sums)),
-        disk_bytes=budget.kept_bytes(prepared) or 0,
+        disk_bytes=kept or 0,
     )
 
 
@@ -221,18 +226,29 @@ def _parts(prepared: Prepared, budget: Budget) -> list[tuple[tuple[str, ...], in
 def _peak(prepared: Prepared, sums: Sequence[int], needed: int, budget: Budget) -> int:
     """Bytes at once: what is kept of earlier parts and halves, and the pass at hand."""
     config, largest = prepared.config, max(sums)
-    on_disk = budget.kept_bytes(prepared) is not None
-    here = next(iter(prepared.parameters.values())).device.type == "cpu"
-    apart = config.on_nonfinite == "skip" or prepared.coverage.scale is not None
-    working = 0 if on_disk and here and budget.limit is None else largest * (2 if apart else 1)
-    if on_disk:
+    working = _working(prepared, sums, budget)
+    if budget.kept_bytes(prepared) is not None:
         return working + needed
+    here = _is_here(prepared)
     # Finished sums go to the CPU; elsewhere they are no burden on the device.
     before = (sum(sums) - largest if here else 0) + (sum(sums) if here and config.halves else 0)
     factors = stages_of(prepared)[:-1]
     before += 2 * sum(size for stage in factors for size in sums_bytes(stage).values())
     after = largest if not config.halves else 2 * sum(sums)
     return before + max(working + needed, after)
+
+
+def _working(prepared: Prepared, sums: Sequence[int], budget: Budget) -> int:
+    """Bytes of the sums that a pass adds to, as far as they are in memory."""
+    on_disk = budget.kept_bytes(prepared) is not None
+    if on_disk and budget.limit is None and _is_here(prepared):
+        return 0
+    apart = prepared.config.on_nonfinite == "skip" or prepared.coverage.scale is not None
+    return max(sums) * (2 if apart else 1)
+
+
+def _is_here(prepared: Prepared) -> bool:
+    return next(iter(prepared.parameters.values())).device.type == "cpu"
 
 
 def _padded(group: Sequence[Example]) -> int:
