@@ -19,7 +19,9 @@ from fisherscope.arguments import (
     check_number,
     check_tensors,
     check_whole,
+    size_in_bytes,
 )
+from fisherscope.partition import Budget
 
 
 @pytest.mark.parametrize("value", [0.5, 1, np.float32(0.5), np.int64(1)])
@@ -247,3 +249,29 @@ def test_wrong_arguments_are_named(what):
     with pytest.raises(fs.FisherscopeError, match=re.escape(said)):
         call()
     assert set(METRICS.store) == {"a", "b"}
+
+
+# Would catch: bytes taken for bits (8gb as 1 GB), numbers that only look like numbers, powers of
+# 1024 for 1000.
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        (None, None), (0, 0), (8e9, 8 * 10**9), ("8GB", 8 * 10**9), ("8gb", 8 * 10**9),
+        ("40kb", 40_000), ("1.5 G", 15 * 10**8), ("2GiB", 2**31), ("8000000000", 8 * 10**9),
+        ("1TB", 10**12),
+    ],
+)  # fmt: skip
+def test_sizes(given, size):
+    assert size_in_bytes("memory_limit", given) == size
+
+
+@pytest.mark.parametrize("given", [True, -1, float("nan"), "much", "", "-5GB", "5 PB", [1]])
+def test_what_is_no_size(given):
+    with pytest.raises(fs.ParameterError, match="memory_limit=.* is no size"):
+        size_in_bytes("memory_limit", given)
+
+
+@pytest.mark.parametrize("given", [3, "", " "])
+def test_what_is_no_folder(given):
+    with pytest.raises(fs.ParameterError, match="offload_folder=.* is no folder"):
+        Budget.of(None, given)

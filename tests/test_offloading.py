@@ -149,3 +149,87 @@ def test_a_memory_limit_is_one(tmp_path):
         assert found["took"] == pytest.approx(found["planned"], rel=0.2)
         assert found["took"] < 16e6
     assert len(done.stdout.splitlines()) == 2
+
+
+def wide():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8)))
+    return model, rows.examples(rows.points(8, (64,), classes=64))
+
+
+def peak(model, run):
+    with LiveBytes([*model.parameters(), *model.buffers()]) as live:
+        run()
+    return live.peak
+
+
+# Planted: the sums of an earlier state added in memory, and thrown away, at the end.
+def test_whoever_goes_on_needs_no_more_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("fisherscope.engine.verify._MOST_BYTES", 100)
+    model, data = wide()
+    options = {"offload_folder": tmp_path / "sums", "batch_size": 1, "progress": False}
+    kept = fs.Checkpoint(tmp_path / "state", batches=1)
+    once = peak(model, lambda: fs.estimate(model, data, **options))
+    fs.estimate(model, data[:5], checkpoint=kept, **options)
+    again = peak(model, lambda: fs.estimate(model, data, checkpoint=kept, **options))
+    # What was loaded is pages of its files, but counts here.
+    assert again < once + 1.2 * 4 * sum(p.numel() for p in model.parameters())
+
+
+# Planted: a limit that only looks at one of the Fishers that are kept: the whole and its halves.
+def test_a_limit_holds_for_halves_too():
+    model, data = wide()
+    size = 4 * sum(p.numel() for p in model.parameters())
+    plan = fs.plan(model, data, halves=True, memory_limit=size)
+    fisher = fs.estimate(model, data, halves=True, memory_limit=size, progress=False)
+    assert plan.rounds == 1 and plan.disk_bytes == 3 * size
+    assert all(is_mapped(t) for part in sums_of(fisher) for t in part.values())
+
+
+# Planted: factors that nobody makes counted against the limit.
+def test_a_given_basis_is_not_made_again():
+    model, data = wide()
+    basis = fs.estimate(model, data, structure="kfac", progress=False)
+    assert isinstance(basis, fs.structures.KFACFisher)
+    options = {"structure": "ekfac", "basis": basis, "progress": False}
+    whole = fs.estimate(model, data, **options)
+    limited = fs.estimate(model, data, memory_limit=4 * 64 * 65, **options)  # one layer's
+    assert all(torch.equal(limited.sums[k], whole.sums[k]) for k in whole.sums)
+    with pytest.raises(fs.ParameterError, match="too small"):
+        fs.estimate(model, data, structure="ekfac", memory_limit=64 * 64, progress=False)
+
+
+# Planted: two sums apart at once; the identity, or the state, of those without the example that
+# only one part can't take.
+def test_an_example_that_one_part_cannot_take(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 4))
+    x = torch.randn(8, 32)
+    x[3] *= 1e25  # its squares overflow in the first layer's gradients only
+    data = (x, torch.randint(4, (8,)))
+    options = {"on_nonfinite": "skip", "batch_size": 1, "progress": False}
+    whole = fs.estimate(model, data, **options)
+    state = tmp_path / "state"
+    limited = fs.estimate(model, data, memory_limit=4740, checkpoint=state, **options)
+    assert limited.skipped == whole.skipped != ()
+    assert limited.identity == whole.identity
+    monkeypatch.setattr("fisherscope.passes.Pass._score", None)
+    again = fs.estimate(model, data, memory_limit=4740, checkpoint=state, **options)
+    assert all(torch.equal(again.sums[k], limited.sums[k]) for k in limited.sums)
+
+
+def test_what_is_thrown_away_is_there_once(monkeypatch):
+    monkeypatch.setattr("fisherscope.engine.verify._MOST_BYTES", 100)
+    model, data = wide()
+    hurt = rows.examples(rows.points(8, (64,), classes=64))
+    hurt[2].inputs["0"].fill_(float("nan"))
+    options = {"on_nonfinite": "skip", "batch_size": 4}
+    plan = fs.plan(model, data, **options)
+    skipped = []
+
+    def run():
+        skipped.extend(fs.estimate(model, hurt, progress=False, **options).skipped)
+
+    found = peak(model, run)
+    assert skipped == [hurt[2].id]
+    assert found == pytest.approx(plan.memory_bytes, rel=0.2)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import cast
 
 from torch import Tensor
-from transformers.utils.hub import convert_file_size_to_int
 
 from fisherscope.errors import ParameterError
 
@@ -51,30 +51,35 @@ def check_number(
         raise ParameterError(f"{name}={value!r} must be a finite number{said}{more}.")
 
 
-def size_in_bytes(name: str, value: int | str | None) -> int | None:
+def size_in_bytes(name: str, value: object) -> int | None:
     """Read a size.
 
     Args:
         name: The argument's name.
-        value: Bytes, or text such as ``"8GB"``; ``None`` for no size.
+        value: Bytes, or text such as ``"8GB"``, ``"1.5 gb"`` (powers of 1000) or ``"8GiB"`` (of
+            1024); ``None`` for no size.
 
     Returns:
         Bytes, or ``None``.
 
     Raises:
-        ParameterError: If it is no size, or negative.
+        ParameterError: If it is no size.
     """
     if value is None:
         return None
-    try:
-        size = convert_file_size_to_int(value)
-    except ValueError as error:
-        raise ParameterError(
-            f"{name}={value!r} is no size; give bytes, or text such as '8GB'"
-        ) from error
-    if size < 0:
-        raise ParameterError(f"{name}={value!r} must be at least 0")
-    return size
+    if isinstance(value, Real) and not isinstance(value, bool):
+        size = float(value)
+        if math.isfinite(size) and size >= 0:
+            return int(size)
+    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise ParameterError(f"{name}={value!r} is no size; give bytes, or text such as '8GB'")
+    number, prefix, binary = found.groups()
+    power = " KMGT".index(prefix.upper() or " ")
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
 
 
 def check_whole(name: str, value: object, *, low: int, most: int | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 
 from fisherscope import preparation, specs
 from fisherscope.checkpoint import Checkpoint
-from fisherscope.data import Example
+from fisherscope.data import Example, fingerprint
 from fisherscope.data import halves as split_in_halves
 from fisherscope.defaults import DEFAULTS, FisherConfig, FisherType, OnNonFinite, Sampling, Unit
 from fisherscope.distributed import Ranks
@@ -210,7 +211,10 @@ def _estimated(
     budget = run.budget
     options = (budget.folder is not None, kept is not None)
     prepared = preparation.agreed(model, data, config, ranks, budget.limit, *options)
-    ranks.each(lambda: run.disks.append(budget.disk(prepared)))
+    # Of several processes on one machine, each needs as much.
+    beside_us = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world)) if ranks.world > 1 else 1
+    based = isinstance(prepared.spec, specs.EKFAC) and basis is not None
+    ranks.each(lambda: run.disks.append(budget.disk(prepared, based=based, ranks=beside_us)))
     with ExitStack() as stack:
         if kept is not None:
             ranks.once(lambda: stack.enter_context(kept.claimed()))
@@ -227,9 +231,8 @@ def estimate_prepared(prepared: Prepared) -> Fisher:
     Returns:
         The Fisher.
     """
-    return _Estimate(None, False, Budget(), Ranks(together=False))(
-        prepared, prepared.examples, None, "Fisher"
-    )
+    alone = _Estimate(None, False, Budget(), Ranks(together=False))
+    return settled(prepared, lambda p: alone(p, p.examples, None, "Fisher"))
 
 
 def identity(model: nn.Module, data: Any, **options: Any):
@@ -264,7 +267,10 @@ class _Estimate:
         return self.disks[0] if self.disks else None
 
     def whole(self, prepared: Prepared, basis: KFACFisher | None) -> Fisher:
-        """All passes of an estimate."""
+        """All passes of an estimate, with one way to cover each parameter."""
+        return settled(prepared, lambda p: self._whole(p, basis))
+
+    def _whole(self, prepared: Prepared, basis: KFACFisher | None) -> Fisher:
         kept = self.checkpoint
         if isinstance(prepared.spec, specs.EKFAC):
             basis = _checked(basis, prepared) if basis else self.factors(prepared)
@@ -275,6 +281,7 @@ class _Estimate:
                 f"basis= is for structure='ekfac'; structure={str(prepared.spec)!r} has no "
                 "eigenbasis"
             )
+        self.owners.clear()
         if self.spread:
             self.owners.append(Owners(sums_bytes(prepared, basis), self.ranks.world))
         if not prepared.config.halves:
@@ -303,16 +310,6 @@ class _Estimate:
         title: str,
         basis: KFACFisher | None = None,
     ) -> Fisher:
-        return settled(prepared, lambda p: self._all(p, examples, checkpoint, title, basis))
-
-    def _all(
-        self,
-        prepared: Prepared,
-        examples: Sequence[Example],
-        checkpoint: Checkpoint | None,
-        title: str,
-        basis: KFACFisher | None,
-    ) -> Fisher:
         parts = self.budget.parts(prepared, basis)
         if len(parts) == 1:
             return self._pass(prepared, examples, checkpoint, title, basis)
@@ -326,8 +323,10 @@ class _Estimate:
         if any(set(fisher.skipped) != skipped for fisher in found):
             # An example that is not finite in one part has to be left out of all.
             kept = [example for example in examples if example.id not in skipped]
-            whole = self._all(prepared, kept, None, title, basis)
-            return dataclasses.replace(whole, skipped=tuple(sorted(skipped)))
+            found.clear()
+            whole = self(prepared, kept, _within(checkpoint, "finite"), title, basis)
+            seen = dataclasses.replace(whole.identity, data_fingerprint=fingerprint(examples))
+            return dataclasses.replace(whole, identity=seen, skipped=tuple(sorted(skipped)))
         return beside(found, prepared.identity)
 
     def _pass(

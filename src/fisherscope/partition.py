@@ -45,8 +45,8 @@ class Budget:
 
     Attributes:
         limit: Most bytes of sums in work; ``None`` for no limit.
-        folder: For sums on disk. ``None``: in memory; where a model on the CPU has a limit that
-            takes several passes, the finished ones go to the system's folder for temporary files.
+        folder: For sums on disk. ``None``: in memory; where all sums of a model on the CPU are
+            more than the limit, finished ones go to the system's folder for temporary files.
     """
 
     limit: int | None = None
@@ -57,13 +57,21 @@ class Budget:
         """What the arguments of these names say.
 
         Args:
-            memory_limit: Bytes, or text such as ``"8GB"``; :class:`ParameterError` if it is none.
+            memory_limit: Bytes, or text such as ``"8GB"``.
             offload_folder: A folder.
 
         Returns:
             The budget.
+
+        Raises:
+            ParameterError: If one is no size, or the other no folder.
         """
-        return cls(size_in_bytes("memory_limit", memory_limit), offload_folder)
+        limit = size_in_bytes("memory_limit", memory_limit)
+        if offload_folder is not None and not (
+            isinstance(offload_folder, (str, Path)) and str(offload_folder).strip()
+        ):
+            raise ParameterError(f"offload_folder={offload_folder!r} is no folder; give its path")
+        return cls(limit, offload_folder)
 
     def parts(self, prepared: Prepared, basis: KFACFisher | None = None) -> list[tuple[str, ...]]:
         """Parts of the parameters, in the model's order, each within the limit.
@@ -96,40 +104,46 @@ class Budget:
             used += size
         return [tuple(part) for part in parts]
 
-    def disk(self, prepared: Prepared) -> Disk | None:
+    def disk(self, prepared: Prepared, *, based: bool = False, ranks: int = 1) -> Disk | None:
         """Where finished sums are kept, once there is known to be room for them.
 
         Args:
             prepared: The request.
+            based: As for :meth:`kept_bytes`. Default: ``False``.
+            ranks: Processes that need as much at the same time. Default: 1.
 
         Returns:
             A disk, or ``None`` for memory. One without room for them raises
             :class:`ParameterError`.
         """
-        needed = self.kept_bytes(prepared)
+        for stage in stages_of(prepared)[based:]:
+            self.parts(stage)  # a limit that is too small is said first
+        needed = self.kept_bytes(prepared, based=based)
         if needed is None:
             return None
         disk = Disk(self.folder if self.folder is not None else tempfile.gettempdir())
-        disk.check(needed)
+        disk.check(needed * ranks)
         return disk
 
-    def kept_bytes(self, prepared: Prepared) -> int | None:
-        """What finished sums take on disk.
+    def kept_bytes(self, prepared: Prepared, *, based: bool = False) -> int | None:
+        """What sums take on disk.
 
         Args:
             prepared: The request.
+            based: Whether an EKFAC is given its eigenvectors. Default: ``False``.
 
         Returns:
             Bytes; ``None`` if they stay in memory.
         """
-        stages = stages_of(prepared)
-        here = next(iter(prepared.parameters.values())).device.type == "cpu"
-        several = here and any(len(self.parts(stage)) > 1 for stage in stages)
-        if self.folder is None and not several:
-            return None
-        *factors, last = [sum(sums_bytes(stage).values()) for stage in stages]
+        *factors, last = [sum(sums_bytes(stage).values()) for stage in stages_of(prepared)[based:]]
         # Factors and as many eigenvectors, then the sums over all examples and over halves.
-        return 2 * sum(factors) + last * (3 if prepared.config.halves else 1)
+        held = 2 * sum(factors) + last * (3 if prepared.config.halves else 1)
+        here = is_here(prepared)
+        if self.folder is None and not (here and self.limit is not None and held > self.limit):
+            return None
+        # What a batch adds to before it is known to be finite is on disk where the sums are.
+        apart = last if is_apart(prepared) and here and self.limit is None else 0
+        return held + apart
 
     def room(self, disk: Disk | None) -> Room:
         """Where sums are while they are added to.
@@ -141,6 +155,30 @@ class Budget:
             The disk, unless a limit keeps what is in work small.
         """
         return memory if disk is None or self.limit is not None else disk.zeros
+
+
+def is_here(prepared: Prepared) -> bool:
+    """Whether a model is on the CPU, where finished sums are kept.
+
+    Args:
+        prepared: The request.
+
+    Returns:
+        Whether its parameters are.
+    """
+    return next(iter(prepared.parameters.values())).device.type == "cpu"
+
+
+def is_apart(prepared: Prepared) -> bool:
+    """Whether each batch is summed apart until it is known to be finite.
+
+    Args:
+        prepared: The request.
+
+    Returns:
+        Whether it may have to be thrown away.
+    """
+    return prepared.config.on_nonfinite == "skip" or prepared.coverage.scale is not None
 
 
 def stages_of(prepared: Prepared) -> list[Prepared]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,6 +16,8 @@ from fisherscope.data import Example, batches, fingerprint
 from fisherscope.defaults import FisherConfig
 from fisherscope.distributed import Ranks
 from fisherscope.engine.away import is_sharded
+from fisherscope.engine.coverage import SLOW
+from fisherscope.engine.layers import UnexpectedShapeError
 from fisherscope.engine.sweep import Sweep
 from fisherscope.errors import IdentityError, NonFiniteError
 from fisherscope.interruption import Noted, whole_batches
@@ -89,8 +91,10 @@ class Pass:
         self.skipped: list[str] = []
         self.elsewhere: dict[str, Tensor] = {}
         self.ranks = ranks or Ranks(together=False)
+        self.sums: Mapping[str, Tensor] = {}
         self.earlier = self.ranks.once(self._earlier)
         self.accumulator = self._opened()
+        self.sums = {}  # they have been gone on from
         known: set[str] = set()
         if self.earlier is not None:
             known = {*self.earlier.ledger.ids, *self.earlier.skipped}
@@ -105,10 +109,24 @@ class Pass:
         found: list[Accumulator] = []
         self.ranks.each(lambda: found.append(self._accumulator()))
         earlier = self.earlier
-        if earlier is not None:
+        if earlier is not None and earlier.layout != found[0].layout:
+            self._covered_alike(earlier)
+            self.earlier = None  # as it was before a layer turned out to be used unlike
+        elif earlier is not None:
             with self._refusing("holds another kind of sums"):
-                self.ranks.once(lambda: found[0].resume(earlier.sums, earlier.layout))
+                self.ranks.once(lambda: found[0].resume(self.sums, earlier.layout))
         return found[0]
+
+    def _covered_alike(self, earlier: Fisher) -> None:
+        """Go on with the slow path of those parameters for which it was found to be needed."""
+        known = self.prepared.coverage.slow
+        further = {}
+        for name, text in earlier.coverage.items():
+            before, slow, reason = text.partition(f"{SLOW}: ")
+            if slow and name not in known:
+                further[name] = reason.removesuffix(")" if before else "")
+        if further:
+            raise UnexpectedShapeError("an interrupted pass has found out more", further)
 
     @contextmanager
     def _refusing(self, why: str) -> Generator[None]:
@@ -145,6 +163,10 @@ class Pass:
                 f"the checkpoint {place} was made from other examples "
                 "(data_fingerprint differs); delete it, or give another folder"
             )
+        # The sums stay with this rank; the others need the books.
+        self.sums = dict(earlier.sums)
+        for key, total in self.sums.items():
+            earlier.sums[key] = placeholder(total)
         return earlier
 
     def finish(self) -> Fisher:
@@ -267,15 +289,15 @@ class Pass:
         return True
 
     def _score(self, sweep: Sweep, group: list[Example]) -> None:
-        skips, target = self.prepared.config.on_nonfinite == "skip", self.accumulator
+        skips = self.prepared.config.on_nonfinite == "skip"
         # What may have to be thrown away is summed apart.
         apart = skips or self.prepared.coverage.scale is not None
         while True:
-            if apart:
-                target = self._accumulator()
+            target = self._accumulator() if apart else self.accumulator
             norms, bad, overflow = self._pass(sweep, group, target)
             if not (overflow and sweep.lower_scale()):
                 break
+            del target  # before the next one takes the same memory
         if bad and not skips:
             low = self.prepared.coverage.scale is not None
             raise NonFiniteError(
@@ -284,6 +306,7 @@ class Pass:
                 f"{'bf16 or fp32' if low else 'fp32'} weights, or pass on_nonfinite='skip'"
             )
         if bad and len(group) > 1:
+            del target  # before others take the same memory
             for example in group:
                 self._score(sweep, [example])
             return
@@ -338,7 +361,7 @@ class Pass:
         )
         if self.earlier is None:
             return fisher
-        return dataclasses.replace(self.earlier + fisher, sums=fisher.sums)
+        return dataclasses.replace(fisher, **self.earlier.books(fisher))
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -19,7 +19,7 @@ from fisherscope.engine.away import held, is_sharded
 from fisherscope.engine.coverage import SLOW
 from fisherscope.engine.live import LiveBytes
 from fisherscope.engine.sweep import Sweep
-from fisherscope.partition import Budget, stages_of, sums_bytes
+from fisherscope.partition import Budget, is_apart, is_here, stages_of, sums_bytes
 from fisherscope.passes import rounds
 from fisherscope.preparation import Prepared, agreed, settled
 from fisherscope.results import Result
@@ -157,7 +157,6 @@ def plan(
         seconds = _timed(lambda: found.append(agreed(model, data, config, ranks, budget.limit)))
 
     def mine() -> Plan:
-        budget.disk(found[0])
         return settled(found[0], lambda p: _plan(p, budget, seconds, live.peak, ranks))
 
     said = ranks.each(mine)
@@ -229,7 +228,7 @@ def _peak(prepared: Prepared, sums: Sequence[int], needed: int, budget: Budget) 
     working = _working(prepared, sums, budget)
     if budget.kept_bytes(prepared) is not None:
         return working + needed
-    here = _is_here(prepared)
+    here = is_here(prepared)
     # Finished sums go to the CPU; elsewhere they are no burden on the device.
     before = (sum(sums) - largest if here else 0) + (sum(sums) if here and config.halves else 0)
     factors = stages_of(prepared)[:-1]
@@ -241,14 +240,9 @@ def _peak(prepared: Prepared, sums: Sequence[int], needed: int, budget: Budget) 
 def _working(prepared: Prepared, sums: Sequence[int], budget: Budget) -> int:
     """Bytes of the sums that a pass adds to, as far as they are in memory."""
     on_disk = budget.kept_bytes(prepared) is not None
-    if on_disk and budget.limit is None and _is_here(prepared):
+    if on_disk and budget.limit is None and is_here(prepared):
         return 0
-    apart = prepared.config.on_nonfinite == "skip" or prepared.coverage.scale is not None
-    return max(sums) * (2 if apart else 1)
-
-
-def _is_here(prepared: Prepared) -> bool:
-    return next(iter(prepared.parameters.values())).device.type == "cpu"
+    return max(sums) * (2 if is_apart(prepared) else 1)
 
 
 def _padded(group: Sequence[Example]) -> int:

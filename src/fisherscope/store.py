@@ -6,6 +6,7 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from fisherscope.engine.mapped import is_mapped
 from fisherscope.errors import ParameterError, StoreError, TaskError
 from fisherscope.structures.ema import FisherEMA
 from fisherscope.structures.fisher import Fisher
@@ -121,6 +122,8 @@ class FisherStore(MutableMapping[str, Fisher]):
             self._averages.pop(task, None)
             save(fisher, folder, average=ema)
             self._stamps[task] = stamp(folder, MANIFEST)
+            if any(map(is_mapped, fisher.sums.values())):
+                fisher = load(folder)  # whose pages are those of the folder, not other ones
         self._memory[task] = fisher
         self._averages[task] = ema
         self._use(task)

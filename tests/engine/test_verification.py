@@ -379,3 +379,26 @@ def test_only_what_disagrees_is_slow():
     data = rows.points(5, (4, 4), classes=3)
     fisher = fs.estimate(model, rows.examples(data), progress=False)
     assert slow(fisher) == {"norm.weight", "norm.bias"}
+
+
+class BehindItsBack(nn.Module):
+    """A weight that is also used outside of its module."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.layer, self.out, self.size = nn.Linear(6, 6), nn.Linear(6, 2), size
+
+    def forward(self, x):
+        return self.size * self.out(self.layer(x) + x.flip(1) @ self.layer.weight.t())
+
+
+# Planted: norms of squares in fp32 as they are: they overflow for data of 1e5 that nobody has
+# normalised, underflow for tiny ones, and a wrong rule then agrees with autograd.
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e5])
+def test_a_wrong_rule_is_noticed_at_any_scale(size):
+    torch.manual_seed(0)
+    model = BehindItsBack(min(size, 1.0))
+    x = torch.randn(6, 6) * max(size, 1.0)
+    y = torch.randn(6, 2) * size
+    fisher = fs.estimate(model, (x, y), likelihood="regression", progress=False)
+    assert "layer.weight" in slow(fisher)

@@ -61,3 +61,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "in the way").write_text("")
     with pytest.raises(StoreError, match="in the way.*can't be written"):
         Kept(tmp_path / "in the way" / "rows.jsonl")
+
+
+@pytest.mark.parametrize("left", ["", '{"identi'])
+def test_a_file_that_was_only_begun_is_begun_again(tmp_path, left):
+    # Catches a study that a kill at its first line ends for ever.
+    file = tmp_path / "rows.jsonl"
+    file.write_text(left)
+    Kept(file, "a").add({"x": 1})
+    assert Kept(file, "a").rows == [{"x": 1}]

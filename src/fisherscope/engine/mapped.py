@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import math
 import os
@@ -97,7 +98,10 @@ def _nameless(folder: Path) -> Generator[tuple[BinaryIO, str]]:
         with os.fdopen(handle, "wb") as file:
             yield file, path
     finally:
-        os.unlink(path)
+        try:
+            os.unlink(path)
+        except PermissionError:  # Windows keeps a file that is mapped
+            atexit.register(Path(path).unlink, missing_ok=True)
 
 
 def _fill(file: BinaryIO, size: int) -> None:

@@ -250,8 +250,8 @@ def _head(
 class _Compared(NamedTuple):
     """The squares of a parameter by its rule, beside those from autograd."""
 
-    error: float  # norm of the difference
-    size: float  # norm of autograd's
+    error: float  # norm of the difference, in units of the largest square
+    size: float  # norm of autograd's, likewise
     mean: float  # of autograd's
     most: float  # the larger of the two means
     silent: bool  # whether the rule found nothing at all
@@ -259,9 +259,12 @@ class _Compared(NamedTuple):
     @classmethod
     def of(cls, mine: Tensor, theirs: Tensor) -> _Compared:
         mean = float(theirs.mean())
+        # Squares of squares leave the range of fp32 long before the squares do.
+        unit = max((float(t.max()) for t in (mine, theirs) if t.numel()), default=0.0) or 1.0
+        scratch = torch.sub(mine, theirs).div_(unit)
         return cls(
-            error=float(torch.linalg.vector_norm(mine - theirs)),
-            size=float(torch.linalg.vector_norm(theirs)),
+            error=float(torch.linalg.vector_norm(scratch)),
+            size=float(torch.linalg.vector_norm(torch.div(theirs, unit, out=scratch))),
             mean=mean,
             most=max(float(mine.mean()), mean),
             silent=not bool(mine.any()),

@@ -160,7 +160,10 @@ def estimate_tasks(
         if ranks.first:
             done[name] = Estimated(store[name], taken.seconds)
         if plans is not None and name in plans:
-            say(f"Fisher of {name} took {plans[name].beside(taken.seconds, taken.bytes)}")
+            # Pages of files are the system's to take, but count as the process's.
+            mapped = budget is not None and budget.folder is not None and budget.limit is None
+            size = None if mapped else taken.bytes
+            say(f"Fisher of {name} took {plans[name].beside(taken.seconds, size)}")
     return done
 
 

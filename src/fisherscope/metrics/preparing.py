@@ -98,8 +98,8 @@ def prepare_run(config: RunConfig) -> PreparedRun:
             plans[name] = plan(
                 model,
                 examples,
-                memory_limit=config.budget.limit,
-                offload_folder=config.budget.folder,
+                memory_limit=read.config.budget.limit,
+                offload_folder=read.config.budget.folder,
                 **estimate_options(config.fisher),
             )
     return PreparedRun(config=read.config, model=model, tasks=read.tasks, plans=plans)

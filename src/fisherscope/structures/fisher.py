@@ -331,25 +331,35 @@ class Fisher(ABC):
         """
         if not isinstance(other, Fisher):
             raise ParameterError(f"a Fisher can be added to a Fisher, not to {type(other)}.")
-        identity = self.identity + other.identity
-        check_disjoint(self.ledger.ids + self.skipped, other.ledger.ids + other.skipped)
+        books = self.books(other)
         halves = None
         if self.halves is not None and other.halves is not None:
             mine, theirs = self.halves, other.halves
             halves = (mine[0].plus(theirs[0], room), mine[1].plus(theirs[1], room))
-        return type(self)(
-            identity=identity,
-            sums=self._added(other, room),
-            ledger=self.ledger + other.ledger,
-            coverage={
+        sums = self._added(other, room)
+        return type(self)(sums=sums, halves=halves, layout=self.layout, **books)
+
+    def books(self, other: Self) -> dict[str, Any]:
+        """All of ``self + other`` but the numbers that are added up.
+
+        Args:
+            other: As for :meth:`plus`, with the same errors about identities and examples.
+
+        Returns:
+            Fields by name: identity, ledger, coverage, number of units, what was skipped.
+        """
+        identity = self.identity + other.identity
+        check_disjoint(self.ledger.ids + self.skipped, other.ledger.ids + other.skipped)
+        return {
+            "identity": identity,
+            "ledger": self.ledger + other.ledger,
+            "coverage": {
                 name: _both(self.coverage.get(name, ""), other.coverage.get(name, ""))
                 for name in identity.parameters
             },
-            n_units=self.n_units + other.n_units,
-            halves=halves,
-            skipped=tuple(sorted(self.skipped + other.skipped)),
-            layout=self.layout,
-        )
+            "n_units": self.n_units + other.n_units,
+            "skipped": tuple(sorted(self.skipped + other.skipped)),
+        }
 
     def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write this Fisher to a folder of safetensors and JSON.

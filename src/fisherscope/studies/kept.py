@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -44,11 +44,12 @@ class Kept(Generic[T]):
         self._found: dict[str, dict[str, Any]] = {}
         if file is None:
             return
-        if not file.exists():
-            self._append({"identity": identity})
+        with described_by(file):
+            lines = file.read_text(encoding="utf-8").split("\n") if file.exists() else [""]
+        if len(lines) == 1:  # none is whole: whoever began it was killed
+            self._replace([json.dumps({"identity": identity})])
             return
         with described_by(file):
-            lines = file.read_text(encoding="utf-8").split("\n")
             mine = json.loads(lines[0])["identity"] == identity
         if not mine:
             raise IdentityError(
@@ -61,9 +62,7 @@ class Kept(Generic[T]):
             self.rows = [read(row) for row in rows]
         # A line that was cut off by the interruption is dropped.
         if lines[-1]:
-            temporary = file.with_suffix(".part")
-            temporary.write_text("\n".join([*lines[:-1], ""]), encoding="utf-8")
-            os.replace(temporary, file)
+            self._replace(lines[:-1])
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Keep one more.
@@ -96,11 +95,23 @@ class Kept(Generic[T]):
         with described_by(self._file) if self._file else nullcontext():
             return read(self._found[place])
 
-    def _append(self, row: Mapping[str, Any]) -> None:
+    def _replace(self, lines: list[str]) -> None:
+        assert self._file is not None
+        temporary = self._file.with_suffix(".part")
+        with self._written():
+            temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
+            os.replace(temporary, self._file)
+
+    @contextmanager
+    def _written(self) -> Generator[None]:
         assert self._file is not None
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
+            yield
         except OSError as error:
             raise StoreError(f"{self._file} can't be written: {error}") from error
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        assert self._file is not None
+        with self._written(), self._file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
