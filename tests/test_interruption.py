@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import fisherscope as fs
+from checkpoints import contents
 from fisherscope.engine.observer import Observer
 from oracles import models, rows
 from oracles.runs import Stop, estimate, passes, poisoned, same, stop_at
@@ -342,6 +343,30 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch, days, minutes
     assert len(written) == (writes or len(case.rows) + 1)
     same(estimate(case, case.rows, checkpoint=place), whole)
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
+
+
+# Planted: the states of other passes not looked for. Would catch: "no Fisher to load" for a folder
+# that holds parts of one, or a state that is written beside those that are there.
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"memory_limit": 200}, {}),
+        ({}, {"memory_limit": 200}),
+        ({"halves": True}, {}),
+        ({}, {"halves": True}),
+        ({"memory_limit": 200}, {"memory_limit": 400}),
+        ({"structure": "ekfac"}, {"structure": "kfac"}),
+    ],
+)
+def test_a_checkpoint_of_other_passes_is_named(tmp_path, before, after):
+    case = models.fresh("mlp")
+    data = rows.examples(case.rows)
+    options = {"checkpoint": tmp_path / "state", "progress": False}
+    fs.estimate(case.model, data, **options, **before)
+    was = contents(tmp_path)
+    with pytest.raises(fs.IdentityError, match=r"state.*(memory_limit|halves)"):
+        fs.estimate(case.model, data, **options, **after)
+    assert contents(tmp_path) == was
 
 
 class Parting(torch.nn.Module):

@@ -22,13 +22,14 @@ from fisherscope.engine.mapped import trim
 from fisherscope.errors import IdentityError, ParameterError
 from fisherscope.naming import Selection
 from fisherscope.partition import Budget, stages_of, sums_bytes
-from fisherscope.passes import Pass
+from fisherscope.passes import Pass, otherwise_cut
 from fisherscope.preparation import Prepared, settled
 from fisherscope.structures import Fisher, KFACFisher
 from fisherscope.structures.columns import beside
 from fisherscope.structures.eigenvectors import decompose
+from fisherscope.structures.io import MANIFEST
 from fisherscope.structures.rooms import Disk, memory
-from fisherscope.structures.spread import Owners, hollow, save_spread
+from fisherscope.structures.spread import Owners, save_spread
 
 
 @torch.inference_mode(False)
@@ -291,8 +292,6 @@ class _Estimate:
             place = _within(kept, f"half-{number}")
             parts.append(self(prepared, part, place, f"Fisher, half {number + 1}", basis))
         both = parts[0].plus(parts[1], self.disk.zeros if self.disk else memory)
-        for owners in self.owners:
-            both = hollow(both, owners, self.ranks.rank)
         return dataclasses.replace(both, halves=(parts[0], parts[1]))
 
     def factors(self, prepared: Prepared) -> KFACFisher:
@@ -351,7 +350,11 @@ class _Estimate:
 
 
 def _within(checkpoint: Checkpoint | None, name: str) -> Checkpoint | None:
-    return None if checkpoint is None else checkpoint.within(name)
+    if checkpoint is None:
+        return None
+    if (checkpoint.path / MANIFEST).exists():
+        raise otherwise_cut(checkpoint.path)
+    return checkpoint.within(name)
 
 
 def _checked(basis: KFACFisher, prepared: Prepared) -> KFACFisher:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -52,6 +53,25 @@ def rounds(
         budget = max(1, min(budget, -(-sum(e.length for e in examples) // world)))
     groups = batches(examples, config.batch_size, budget) if examples else []
     return [groups[start : start + world] for start in range(0, len(groups), world)]
+
+
+# States that an estimate of several passes keeps in folders of a checkpoint.
+_WITHIN = ("part-", "half-", "factors", "eigenv", "finite")
+
+
+def otherwise_cut(place: Path) -> IdentityError:
+    """What is wrong with a checkpoint of other passes.
+
+    Args:
+        place: The checkpoint.
+
+    Returns:
+        The error.
+    """
+    return IdentityError(
+        f"the checkpoint {place} is that of an estimate with another memory_limit, other halves or "
+        "another structure: give those of then, delete it, or give another folder"
+    )
 
 
 class Pass:
@@ -136,8 +156,8 @@ class Pass:
             yield
         except IdentityError as error:
             raise IdentityError(
-                f"the checkpoint {self.checkpoint.path} {why}: {error} Delete it, or give another "
-                "folder."
+                f"the checkpoint {self.checkpoint.path} {why}: {error} Give the memory_limit and "
+                "halves of then, delete it, or give another folder."
             ) from error
 
     def _accumulator(self) -> Accumulator:
@@ -151,8 +171,11 @@ class Pass:
             return None
         place = self.checkpoint.path
         bare = not place.is_dir() or not any(place.iterdir())
-        if bare and stamp(place, MANIFEST) is None:
-            return None
+        if stamp(place, MANIFEST) is None:
+            if bare:
+                return None
+            if any(p.name.startswith(_WITHIN) for p in place.iterdir()):
+                raise otherwise_cut(place)
         earlier = load(place)
         with self._refusing("is that of another estimate"):
             self.prepared.identity.check(earlier.identity)

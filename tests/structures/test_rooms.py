@@ -16,6 +16,7 @@ import fisherscope
 from fisherscope.engine.mapped import is_mapped, release
 from fisherscope.errors import ParameterError, StoreError
 from fisherscope.structures.rooms import Disk, added, memory, nowhere
+from fisherscope.structures.spread import placeholder
 
 CPU = torch.device("cpu")
 
@@ -99,6 +100,15 @@ def test_released_pages_come_back(tmp_path):
     release(made)
     release(torch.zeros(3))
     assert bool((made == 3).all())
+
+
+# Planted: zeros written out in the place of what other ranks keep.
+def test_what_another_rank_keeps_stays_without_memory(tmp_path):
+    elsewhere = placeholder(torch.zeros(30, 40))
+    for room in (memory, Disk(tmp_path).zeros):
+        found = added(elsewhere, elsewhere, room)
+        assert found.shape == (30, 40) and found.untyped_storage().nbytes() == 4
+        assert torch.equal(added(torch.ones(30, 40), elsewhere, room), torch.ones(30, 40))
 
 
 def test_other_rooms():
