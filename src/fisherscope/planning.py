@@ -188,13 +188,16 @@ def _plan(
     work /= max(_work(prepared, trial, bool(split)), 1)
     work *= max(1, labelling.columns / _TRIAL_COLUMNS)
     sums = [[size for _, size in _parts(stage, budget)] for stage in stages]
-    peaks = (_peak(*both, needed, budget) for both in zip(stages, sums, strict=True))
-    peak = max(verified, *peaks)
     kept = budget.kept_bytes(prepared)
+    mapped = kept is not None and budget.limit is None and is_here(prepared)
+    working = [0 if mapped else max(some) * (2 if is_apart(prepared) else 1) for some in sums]
     if kept is None:
         most = max(map(max, sums)) * (3 if prepared.config.halves else 1)
+        both = zip(stages, sums, working, strict=True)
+        peak = max(verified, *(_peak(*one, needed) for one in both))
     else:
-        most = max(_working(*both, budget) for both in zip(stages, sums, strict=True))
+        most = max(working)
+        peak = max(verified, most + needed)
     return Plan(
         rules=outline(
             prepared.spec, prepared.parameters, prepared.coverage, prepared.config.unit
@@ -222,27 +225,15 @@ def _parts(prepared: Prepared, budget: Budget) -> list[tuple[tuple[str, ...], in
     ]
 
 
-def _peak(prepared: Prepared, sums: Sequence[int], needed: int, budget: Budget) -> int:
-    """Bytes at once: what is kept of earlier parts and halves, and the pass at hand."""
-    config, largest = prepared.config, max(sums)
-    working = _working(prepared, sums, budget)
-    if budget.kept_bytes(prepared) is not None:
-        return working + needed
-    here = is_here(prepared)
+def _peak(prepared: Prepared, sums: Sequence[int], working: int, needed: int) -> int:
+    """Bytes at once in memory: what is kept of earlier parts and halves, and the pass at hand."""
+    config, largest, here = prepared.config, max(sums), is_here(prepared)
     # Finished sums go to the CPU; elsewhere they are no burden on the device.
     before = (sum(sums) - largest if here else 0) + (sum(sums) if here and config.halves else 0)
     factors = stages_of(prepared)[:-1]
     before += 2 * sum(size for stage in factors for size in sums_bytes(stage).values())
     after = largest if not config.halves else 2 * sum(sums)
     return before + max(working + needed, after)
-
-
-def _working(prepared: Prepared, sums: Sequence[int], budget: Budget) -> int:
-    """Bytes of the sums that a pass adds to, as far as they are in memory."""
-    on_disk = budget.kept_bytes(prepared) is not None
-    if on_disk and budget.limit is None and is_here(prepared):
-        return 0
-    return max(sums) * (2 if is_apart(prepared) else 1)
 
 
 def _padded(group: Sequence[Example]) -> int:

@@ -243,23 +243,20 @@ class Request:
         )
 
 
-def prepare(
-    model: nn.Module, data: Any, config: FisherConfig, limit: int | None = None
-) -> Prepared:
+def prepare(model: nn.Module, data: Any, config: FisherConfig) -> Prepared:
     """Check everything that can be checked without a long pass.
 
     Args:
         model: The model.
         data: Anything that :func:`fisherscope.data.examples` takes.
         config: The options.
-        limit: As in :meth:`Request.prepared`. Default: ``None``.
 
     Returns:
         The checked request; two examples have been through the model. One that is sharded or
         offloaded raises :class:`ParameterError`.
     """
     check_whole(model, "what was asked for")
-    return request(model, data, config).prepared(limit)
+    return request(model, data, config).prepared()
 
 
 def agreed(
